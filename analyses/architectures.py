@@ -284,15 +284,14 @@ def headline_means(layers: Sequence[str], findings: Sequence[Finding] | Sequence
 def collect_means(results: Path, full: bool, model: str, own: dict[str, Mean]) -> Means:
     """Collect the headlines of every network.
 
-    These are the networks stored at the same sizes and of the claim's layers, without those with random weights, and
-    the one just measured, of which `own` are the headlines.
+    These are the networks stored at the same sizes, without those with random weights, and the one just measured, of
+    which `own` are the headlines.
     """
     means = {}
     for record in read_stored(STUDY.name, results).values():
-        name, settings = str(record["model"]), record["settings"]
-        claimed = settings["layers"] == list(STUDY.layers.get(name, settings["layers"]))
-        if settings["full"] == full and claimed and ", weights random:" not in record["network"]:
-            means[name] = headline_means(record["settings"]["layers"], record["findings"])
+        settings = record["settings"]
+        if settings["full"] == full and ", weights random:" not in record["network"]:
+            means[str(record["model"])] = headline_means(settings["layers"], record["findings"])
     means.pop(model, None)
     means[model] = own
     return {name: headlines for name, headlines in means.items() if headlines}
@@ -304,11 +303,15 @@ def compare_modules(one: dict[str, Mean], two: dict[str, Mean]) -> list[float]:
 
 
 def judge(means: Means, random: str | None = None) -> tuple[Verdict, str]:
-    """Judge the claim and say why; `random` names a network whose weights are random."""
-    counted = {m: v for m, v in means.items() if m != random}
+    """Judge the claim and say why; `random` names a network whose weights are random.
+
+    Networks of which other layers were measured than the claim's are named, and decide nothing.
+    """
+    published = {m: v for m, v in means.items() if m != random}
+    counted = {m: v for m, v in published.items() if list(v) == list(STUDY.layers.get(m, v))}
     missing = [m for m in (GOOGLENET, INCEPTION) if m not in counted]
     if missing:
-        return "not decided", f"{' and '.join(missing)} not measured with published weights"
+        return "not decided", "; ".join(describe_missing(m, published) for m in missing)
     google, inception = counted[GOOGLENET], counted[INCEPTION]
     p = compare_modules(google, inception)
     values = " and ".join(f"{abs(x):.2g}" for x in p[::-1])
@@ -323,6 +326,14 @@ def judge(means: Means, random: str | None = None) -> tuple[Verdict, str]:
     outside = any(0 < x < P for x in (*compare_modules(third, google), *compare_modules(inception, third)))
     where = "outside the range of the two" if outside else "not outside the range of the two"
     return ("holds in part" if outside else "holds"), f"{text}; ResNet {format_means(third)}, {where}"
+
+
+def describe_missing(model: str, published: Means) -> str:
+    """Say why a network decides nothing: it was not measured, or in other layers than the claim's."""
+    if model not in published:
+        return f"{model} not measured with published weights"
+    layers = " and ".join(published[model])
+    return f"{model} measured in {layers} ({format_means(published[model])}), which are not the claim's layers"
 
 
 def format_means(means: dict[str, Mean]) -> str:

@@ -58,9 +58,9 @@ our paraphrases. A verdict concerns only the network and the sizes that were mea
 was trained on small images, those of the article on ImageNet. Other networks may have been measured with fewer
 layers, features or seeds, or smaller images, than by default: the line with the link to the table has the layers,
 features and seeds, the recipes with their image sizes and numbers of steps, and the command. Images may be smaller than
-the network's input size; `--size PIXELS` makes others. Results with `--full`, by the article's own recipes, stand beside
-those without it. Where `--model` is `package.module:factory`, the factory returns
-the network with its weights loaded; `python -m analyses.all --factories MODULE` runs all those commands again. Many
+the network's input size; `--size PIXELS` makes others. Results with `--full`, by the article's own recipes, stand
+beside those without it. Where `--model` is `package.module:factory`, the factory returns the network with its weights
+loaded; `python -m analyses.all --factories MODULE` runs all those commands again. Many
 features of a network trained on ImageNet have no gradient on noise; `--rescue 1` passes one through dead ReLUs where a
 recipe does not do so itself, and what is left out all the same is counted beside the result.
 """

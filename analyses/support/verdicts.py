@@ -24,18 +24,13 @@ REASONS = {
     "natural_start": "Where only a 1/f image was tried, it holds in part at most; with a photograph it can hold.",
 }
 """Why networks disagree about a study's claim, where that is known; printed only where they do."""
-GAPS = {
-    ("architectures", "inception_v3"): "the weights that were at hand for the other studies end at Mixed_7a, before "
-    "the two modules that the claim names",
-}
-"""Why a study was not measured on a network on which others were; printed only where it was not."""
-
 OTHER_FEATURES = {
     "inception_v3": "these weights, TensorFlow's of 2015, most likely have other features under the same numbers"
 }
 """Why a feature of a number that the article names may not be the article's, by network."""
 _SAME_NUMBERS = f"have the numbers that the article names; {OTHER_FEATURES['inception_v3']}"
 CAVEATS = {
+    ("architectures", "inception_v3"): "These weights end at Mixed_7a, before the two modules that the claim names",
     ("maximised_unit", "googlenet"): "The last branch of these modules has a smaller field than interior ones here",
     ("joint_pair", "inception_v3"): f"The features of the pair {_SAME_NUMBERS}",
     ("layer_maps", "inception_v3"): f"The first features of each layer {_SAME_NUMBERS}",
@@ -159,7 +154,7 @@ def filling_command(study: Study, model: str) -> str:
 
 
 def describe_gap(study: Study, model: str) -> str:
-    """Say that a study was not measured on a network, how it can be, and why it was not where that is known.
+    """Say that a study was not measured on a network, and how it can be.
 
     Parameters
     ----------
@@ -173,8 +168,7 @@ def describe_gap(study: Study, model: str) -> str:
     str
         Text of a table cell.
     """
-    reason = f" ({GAPS[study.name, model]})" if (study.name, model) in GAPS else ""
-    return f"{NOT_MEASURED}: `{filling_command(study, model)}`{reason}"
+    return f"{NOT_MEASURED}: `{filling_command(study, model)}`"
 
 
 def measured_networks(records: Mapping[str, Record]) -> dict[str, Record]:

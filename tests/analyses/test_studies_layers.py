@@ -216,7 +216,8 @@ def means(google: Any, inception: Any, resnet: Any = None) -> architectures.Mean
     """Headlines of two layers of each network: one value for both, or two."""
     given = {"googlenet": google, "inception_v3": inception, "resnet50": resnet, "reference": 0.5}
     pairs = {k: v if isinstance(v, tuple) else (v, v) for k, v in given.items() if v is not None}
-    return {k: {f"{k}-{i}": Mean(v, 0.01, 16) for i, v in enumerate(pair)} for k, pair in pairs.items()}
+    layers = architectures.STUDY.layers
+    return {k: {la: Mean(v, 0.01, 16) for la, v in zip(layers[k], pair, strict=True)} for k, pair in pairs.items()}
 
 
 @pytest.mark.parametrize(
@@ -238,6 +239,11 @@ def means(google: Any, inception: Any, resnet: Any = None) -> architectures.Mean
 def test_the_verdict_over_networks(given: architectures.Means, expected: str) -> None:
     assert architectures.judge(given)[0] == expected
     assert architectures.judge(given, random="inception_v3")[0] == "not decided"
+    other = given | {"inception_v3": {"Mixed_6e": Mean(0.3, 0.01, 16), "Mixed_7a": Mean(0.4, 0.01, 16)}}
+    assert architectures.judge(other) == (
+        "not decided",
+        "inception_v3 measured in Mixed_6e and Mixed_7a (+0.3 and +0.4), which are not the claim's layers",
+    )
     assert architectures.judge({"reference": {"layer": Mean(0.5, 0.1, 9)}})[0] == "not decided"
 
 
@@ -261,14 +267,15 @@ def test_other_networks_are_read_from_the_results(tmp_path: Path, monkeypatch: p
     stored(context(), "inception_v3", 0.4)
     stored(context(), "resnet50", 0.3, "random:0")
     stored(context(full=True), "vgg", 0.3)
-    stored(context(), "squeezenet", 0.3)  # of another layer than the claim's
+    stored(context(), "squeezenet", 0.3)  # of another layer than the claim's: shown
     own = architectures.headline_means(["features"], [mean_finding("features:beyond", [0.4, 0.6], "")])
     known = architectures.collect_means(results, False, "Sequential", own)
     assert {name: round(m["features"].value, 6) for name, m in known.items()} == {
         "googlenet": 0.2,
         "inception_v3": 0.4,
+        "squeezenet": 0.3,
         "Sequential": 0.5,
     }
     assert architectures.judge(known)[0] == "holds in part"  # without ResNet
-    record = json.loads((results / "architectures" / "vgg.json").read_text(encoding="utf-8"))
+    record = json.loads((results / "architectures" / "vgg-full.json").read_text(encoding="utf-8"))
     assert record["settings"]["full"] is True

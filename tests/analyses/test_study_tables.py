@@ -322,16 +322,6 @@ def test_the_command_that_fills_a_gap_names_network_and_photograph() -> None:
     assert verdicts.OPTIONS.keys() == set(NETWORKS)
 
 
-def test_a_gap_whose_reason_is_known_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(verdicts.GAPS, ("some", "resnet50"), "no weights | at hand")
-    lines = tables.study_section(STUDY, {}).splitlines()
-    command = "python -m analyses.some --model"
-    assert rf"| resnet50 | not measured: `{command} resnet50` (no weights \| at hand) | | |" in lines
-    assert f"| googlenet | not measured: `{command} googlenet` | | |" in lines, "others keep the command alone"
-    studies, networks = zip(*verdicts.GAPS, strict=True)
-    assert set(studies) <= {*tables.ORDER, "some"} and set(networks) <= set(NETWORKS)
-
-
 def test_a_result_says_its_command_what_was_left_out_and_what_changed_since() -> None:
     images = {"one": {"live": 9, "dead": 3}, "two": {"live": 4, "dead": 1, "unconverged": 2}, "three": {"live": 5}}
     made = record("own", command="python -m analyses.some --name own", images=images, origin="a zoo")
