@@ -213,8 +213,9 @@ def write_conclusion(
     if len(defined) and np.isfinite(row["excess"]):
         ends = f" [{excess[0]:.3f}, {excess[1]:.3f}]" if np.isfinite(excess).all() else ""
         text += (
-            f". The share exceeds its floor by {row['excess']:.3f}{ends}. In {len(defined)} of {len(random)} random "
-            f"pairs the excess is {defined.mean():.3f} ({defined.min():.3f} to {defined.max():.3f})"
+            f". The share exceeds its floor by {row['excess']:.3f}{ends}. In random pairs ({len(defined)} of "
+            f"{len(random)} defined) it does by {defined.mean():.3f} on average ({defined.min():.3f} to "
+            f"{defined.max():.3f}); {(defined < row['excess']).sum()} of them are more linear than this pair"
         )
         text += f". The others are undefined{undefined_reasons(random)}" if len(defined) < len(random) else ""
     return f"{' + '.join(units)}: {text}."
@@ -233,7 +234,7 @@ def _share_sentences(row: pd.Series, seeds: int) -> str:
     ends = [f"{end} is {format_percent(value)} %" for end, value in limits.items() if np.isfinite(value)]
     text += f"). Its {' and its '.join(ends)}" if ends else ")"
     if np.isfinite(row["p"]):
-        text += f". The share is {'' if row['p'] < 0.05 else 'not '}above its floor (p = {row['p']:.2g})"
+        text += f". The share is {'' if row['p'] < 0.05 else 'not '}above its floor (one-sided p = {row['p']:.2g})"
     return text
 
 

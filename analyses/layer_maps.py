@@ -361,8 +361,8 @@ def write_conclusion(
     depth, cmyk, gray = (CLAIM_WORDS[parts[part]] for part in ("depth", "palette", "gray"))
     return (
         f"That colours become patterns with depth {depth}, by rank correlations over layers: {changes}. That the first "
-        f"layer's palette is like CMYK {cmyk}: {palette}. That features without a gradient are gray {gray}, without "
-        f"rescue: {before[0]} of {before[1]} features have no gradient without rescue, {after[0]} with it{named}."
+        f"layer's palette is like CMYK {cmyk}: {palette}. That features without a gradient stay gray {gray} where "
+        f"none is rescued: {before[0]} of {before[1]} features have no gradient, {after[0]} where they are{named}."
     )
 
 

@@ -347,8 +347,9 @@ def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
         f"{format_value(floor.value, '.1f')} from that of another position. The two centres correlate by "
         f"{format_value(findings['follows'].value)}. That interior channels extend further {extent}: "
         f"{extent_phrase(findings)} That one neuron responds to several patterns {variety}: "
-        f"{format_interval(several, '.0%')} of the neurons have two or more clearly different images by response "
-        f"profile. By pixels it is {format_value(findings['several images'].value, '.0%')}."
+        f"two or more of the images from different starts are clearly different for {format_interval(several, '.0%')} "
+        f"of the neurons, judged by what they excite, and for "
+        f"{format_value(findings['several images'].value, '.0%')}, judged by their pixels."
     )
 
 

@@ -351,9 +351,9 @@ def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
         f"profiles with l1's beyond that of different features; the patterns are the same where it is more than half "
         f"of the ceiling (two seeds of l1). {' '.join(map(partial(agreement_phrase, findings), OTHERS))} That l1 has "
         f"the least high-frequency noise {noise}: the share of the power is {more[L2]} higher for l2 and {more[LINF]} "
-        f"higher for linf. {range_phrase(findings)} Here a is the activation reached; C = {C:g} is "
-        f"{format_value(findings['C over a'].value, '.0f')} a. With the largest C, l2's images correlate with l1's by "
-        f"only {format_value(findings[FAR].value)} in pixels."
+        f"higher for linf. With a for the activation reached, C = {C:g} is "
+        f"{format_value(findings['C over a'].value, '.0f')} a. {range_phrase(findings)} With the largest C, "
+        f"l2's images correlate with l1's by only {format_value(findings[FAR].value)} in pixels."
     )
 
 
@@ -362,7 +362,7 @@ def agreement_phrase(findings: Mapping[str, Finding], m: str) -> str:
     agreement, short = findings[f"agreement {m}"].value, findings[f"short {m}"]
     live = format_value(findings[f"live {m}"].value, ".0%")
     if agreement is None:
-        return f"{m} moves {live} of the features: too few to compare."
+        return f"{m} moves {live} of the features, fewer than the {FEWEST} that a comparison takes."
     below = short.high is not None and short.high < 0
     deficit = f"{'clearly below' if below else 'compared with'} the ceiling: {format_interval(short, '+.3f')}"
     return (
@@ -378,7 +378,10 @@ def range_phrase(findings: Mapping[str, Finding]) -> str:
         ("image short", "l2's images are as with the largest C"),
     ):
         at, left = ceiling_span(findings, what, labels_by_C(findings))
-        ends = "for no C" if at is None else f"down to C = {C_text(at, C)}"
+        known = any(findings[f"{what} {label}"].low is not None for label in labels_by_C(findings))
+        ends = (
+            f"down to C = {C_text(at, C)}" if at is not None else "for no C" if known else "for a C that is undefined"
+        )
         parts.append(f"{words} {ends}" + (f" and no longer at {C_text(left, C)}." if left else "."))
     return " ".join(parts)
 

@@ -348,8 +348,8 @@ def judge(findings: Mapping[str, Finding], layers: Sequence[str]) -> tuple[Verdi
 
     return verdict, (
         f"In {' and '.join(layers)}, {of('outside', '.0%')} of the change by one more neuron are outside its receptive "
-        f"field. Without ReLUs and maxima these are {of('outside linear', '.0e')}. Compared with half of the share "
-        f"between two seeds, they differ by {of('excess', '+.0%')}. Of the change, {of('beyond', '.0%')} are "
+        f"field. Without ReLUs and maxima these are {of('outside linear', '.0e')}. Half of the share between "
+        f"two seeds, subtracted from these, leaves {of('excess', '+.0%')}. Of the change, {of('beyond', '.0%')} are "
         f"outside the pixels that the neuron changes alone. Outside its field the image changes by "
         f"{of('elsewhere', '.0%')} of what it was."
         f"{''.join(limits_of(findings, layer) for layer in layers)}"

@@ -1,4 +1,4 @@
-"""Compare plain descent, low resolution and octaves: clearness, patterns, and grids in the first layer.
+"""Compare plain descent, low resolution and octaves: high frequencies, patterns, and grids in the first layer.
 
     python -m analyses.octaves
 
@@ -61,19 +61,20 @@ SHOWN, SIDE = 3, 96
 STUDY = Study(
     "octaves",
     section="Feature Visualization from First Principles",
-    claim="Octaves with blur give clearer images than plain descent, of qualitatively the same patterns; without "
-    "octaves a minority of the first layer's features show a fine grid like that of a CRT (in section "
-    '"Mapping InceptionV3 Features").',
+    claim="Octaves with blur give images that are generally clearer than those of down-sampling alone, and of "
+    "qualitatively the same patterns as plain descent's; without octaves a minority of the first layer's features show "
+    'a fine grid like that of a CRT (in section "Mapping InceptionV3 Features").',
     measured="high-frequency power (above half the Nyquist frequency), activation reached and agreement of response "
     "profiles of the same features under three recipes, all with the gradient divided by its RMS, and the share of "
     "first-layer features with a regular grid in the spectrum (spectra of the images as shown, clipped to [0, 1])",
-    rule="octaves are clearer if the interval of the high-frequency share of plain descent minus theirs (paired) is "
-    "above 0; the patterns are the same if the interval of the agreement of plain descent and octaves is above 0 and "
-    "its mean is at least half of that of two seeds of plain descent; a minority shows grids if the share of "
-    "first-layer features with a grid in most seeds is below a half for plain descent, and lower with octaves "
-    "(undecided where it is lower with octaves and the interval of the first spans a half); what is undefined counts "
-    "as not true. The claim holds if all three are true, in part if one or two are; otherwise it is not decided where "
-    "the third is undecided, and does not hold where it is not",
+    rule="octaves count as clearer than down-sampling alone (the low-resolution recipe) if the interval of its "
+    "high-frequency share minus theirs (paired) is above 0, as not clearer if it is below 0, and this is undecided "
+    "where it spans 0 (fewer high frequencies are less noise; clearness is more than that); the patterns are the same "
+    "if the interval of the agreement of plain descent and octaves is above 0 and its mean is at least half of that of "
+    "two seeds of plain descent; a minority shows grids if the share of first-layer features with a grid in most seeds "
+    "is below a half for plain descent, and lower with octaves (undecided where it is lower with octaves and the "
+    "interval of the first spans a half); what is undefined counts as not true. The claim holds if all three are true, "
+    "in part if one or two are; otherwise it is not decided where one is undecided, and does not hold where none is",
     units={"inception_v3": (FIRST_FEATURES,)},
     full="the article's sizes and steps: 299 pixels and 300 steps plain, 299 to 224 and 100 steps at low resolution, "
     "299 to 380 and 300 steps with octaves",
@@ -215,11 +216,11 @@ def _collect_findings(rows: pd.DataFrame) -> dict[str, Finding]:
 def judge(findings: dict[str, Finding]) -> tuple[Verdict, str]:
     """Judge the claim by the rule of the study, and write the conclusion.
 
-    Undefined parts count as not true; that a minority shows grids is undecided where the interval spans a half.
+    Undefined parts count as not true; a part is undecided where its interval spans its limit.
     """
-    less, across, again = findings["less"], findings[f"{PLAIN}, {OCTAVES}"], findings[f"{PLAIN}, {PLAIN}"]
+    less, across, again = findings["less low"], findings[f"{PLAIN}, {OCTAVES}"], findings[f"{PLAIN}, {PLAIN}"]
     parts = [
-        (less.low or 0) > 0,
+        None if less.low is None or less.high is None or less.low <= 0 <= less.high else less.low > 0,
         None not in (across.value, again.value) and (across.low or 0) > 0 and across.value >= again.value / 2,
         minority_with_grids(findings[f"grid {PLAIN}"], findings[f"grid {OCTAVES}"]),
     ]
@@ -227,15 +228,17 @@ def judge(findings: dict[str, Finding]) -> tuple[Verdict, str]:
     if any(parts):
         verdict = "holds" if all(parts) else "holds in part"
     clearer, same, minority = (CLAIM_WORDS[part] for part in parts)
-    high = [format_value(findings[f"high {recipe}"].value, ".3f") for recipe in (OCTAVES, PLAIN)]
+    high = [format_value(findings[f"high {recipe}"].value, ".3f") for recipe in (OCTAVES, LOWRES, PLAIN)]
     grids = format_interval(findings[f"grid {PLAIN}"], ".0%")
     return verdict, (
-        f"That octaves are clearer {clearer}: they leave {high[0]} of the power at high frequencies, plain descent "
-        f"{high[1]}. That the patterns are the same {same}: the two images of a feature agree by "
+        f"That octaves are clearer than down-sampling alone {clearer}, where fewer high frequencies are clearer: they "
+        f"leave {high[0]} of the power there, the low-resolution recipe leaves {high[1]} and plain descent {high[2]}. "
+        f"That the patterns are those of plain descent {same}: the two images of a feature agree by "
         f"{format_value(across.value)} more than images of different features do. Two seeds of plain descent agree by "
         f"{format_value(again.value)} more. That a minority of the first layer's features shows a grid without "
         f"octaves, and fewer with them, {minority}: {grids} do with plain descent, "
-        f"{format_value(findings[f'grid {OCTAVES}'].value, '.0%')} with octaves{low_resolution_phrase(findings)}."
+        f"{format_value(findings[f'grid {OCTAVES}'].value, '.0%')} with octaves and "
+        f"{format_value(findings[f'grid {LOWRES}'].value, '.0%')} with the low-resolution recipe."
     )
 
 
@@ -249,18 +252,6 @@ def minority_with_grids(plain: Finding, octaves: Finding) -> bool | None:
     if plain.low is None or plain.high is None or plain.low < 0.5 < plain.high:
         return None
     return plain.value < 0.5
-
-
-def low_resolution_phrase(findings: dict[str, Finding]) -> str:
-    """Describe what the low-resolution recipe, with blur and without growing octaves, leaves."""
-    less, grid, octaves = findings["less low"], findings[f"grid {LOWRES}"], findings[f"grid {OCTAVES}"]
-    fewer = None not in (grid.value, octaves.value, less.high) and less.high < 0 and grid.value <= octaves.value  # type: ignore[operator]
-    high = format_value(findings[f"high {LOWRES}"].value, ".3f")
-    return (
-        f". The low-resolution recipe, with blur and without octaves, leaves {high} of the power there and grids in "
-        f"{format_value(grid.value, '.0%')}"
-        + (". That is less than octaves do: blur makes images clearer, not octaves alone" if fewer else "")
-    )
 
 
 def restate(stored: StoredResult) -> tuple[Verdict, str]:

@@ -24,6 +24,7 @@ from analyses.support.verdicts import (
     describe_caveats,
     describe_disagreement,
     describe_gap,
+    describe_parts,
     display_name,
     measured_networks,
     verdict_table,
@@ -156,6 +157,8 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
     ]
     disagreement = describe_disagreement(study.name, records)
     lines += [disagreement, ""] if disagreement else []
+    differing = describe_parts(records)
+    lines += [escape_cell(differing), ""] if differing else []
     for model, record in records.items():
         verdict = "is not decided" if record["verdict"] == "not decided" else record["verdict"]
         many = "".join(f" {text}." for text in describe_left_out(record.get("images", {})) if MANY_WORDS in text)

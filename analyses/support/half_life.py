@@ -203,5 +203,5 @@ def half_life_sentence(departures: Sequence[Departure]) -> str:
     faster = "The descent is faster" if low > 0 else "The descent is not shown to be faster"
     return (
         f"{text}. {faster}: the half-life under blur alone is longer by {mean:.2f} [{low:.2f}, {high:.2f}] steps, "
-        "where a half-life within the first step counts as one step"
+        "where a half-life within the first step counts as one step, and one that is never reached as the last"
     )

@@ -75,7 +75,7 @@ class RunnerUp:
 
 
 def mean_ratio(over: np.ndarray, under: np.ndarray) -> float:
-    """Compute the mean over seeds of a ratio.
+    """Compute the ratio of two means over seeds, so that a seed whose descent hardly rose counts for little.
 
     Parameters
     ----------
@@ -85,10 +85,10 @@ def mean_ratio(over: np.ndarray, under: np.ndarray) -> float:
     Returns
     -------
     float
-        The mean; NaN where a value is not finite or a denominator is not above `TINY`.
+        The ratio; NaN where a value is not finite or a denominator is not above `TINY`.
     """
     defined = np.isfinite(over) & np.isfinite(under) & (under > TINY)
-    return float(np.mean(over[defined] / under[defined])) if defined.all() and len(defined) else float("nan")
+    return float(np.mean(over) / np.mean(under)) if defined.all() and len(defined) else float("nan")
 
 
 def evaluate_runners_up(data: xr.Dataset) -> HeldOutRunnersUp:

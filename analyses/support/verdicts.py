@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,13 +30,25 @@ OTHER_FEATURES = {
 }
 """Why a feature of a number that the article names may not be the article's, by network."""
 _SAME_NUMBERS = f"have the numbers that the article names; {OTHER_FEATURES['inception_v3']}"
+_PALETTE = "The article's palette is that of InceptionV3; it leaves open whether other networks have one like it"
+_NOT_NAMED = "The article's numbers are features of another network; here they name features like any others"
 CAVEATS = {
-    ("architectures", "inception_v3"): "These weights end at Mixed_7a, before the two modules that the claim names",
-    ("maximised_unit", "googlenet"): "The last branch of these modules has a smaller field than interior ones here",
+    ("architectures", "inception_v3"): "These weights end at Mixed_7a, before the two modules that the claim names; "
+    "the numbers of classes are of their 1,280 pooled features, which are no classes",
+    ("maximised_unit", "googlenet"): "The last branch of these modules has the field of the second; only the third's "
+    "is larger",
     ("joint_pair", "inception_v3"): f"The features of the pair {_SAME_NUMBERS}",
     ("layer_maps", "inception_v3"): f"The first features of each layer {_SAME_NUMBERS}",
+    ("layer_maps", "googlenet"): _PALETTE,
+    ("layer_maps", "squeezenet"): _PALETTE,
+    ("coactivation", "googlenet"): "The article's GoogLeNet has, most likely, other weights and another feature 5",
+    ("coactivation", "squeezenet"): _NOT_NAMED,
+    ("joint_pair", "googlenet"): _NOT_NAMED,
+    ("joint_pair", "squeezenet"): _NOT_NAMED,
 }
 """What a reader of a network's result has to know beside its conclusion, whatever was measured."""
+PART = re.compile(r"(?:^|[.] |claim )[Tt]hat ([^.:]+?),? (holds|does not hold|is not decided)(?=[,:. ])")
+"""A part of a claim, and whether it holds, in a conclusion."""
 FEW_PAIRS, BRANCHES, MODULES = 10, 4, ("reference", "googlenet", "inception_v3")
 """Random pairs among which a pair has no place yet; branches of a module of these networks."""
 
@@ -209,12 +222,39 @@ def describe_disagreement(study: str, records: Mapping[str, Record]) -> str:
     if len(decided) < 2:
         return ""
     words = {"not decided": "is not decided"}
-    parts = [
-        f"it {words.get(v, v)} on {' and '.join(filter(None, (', '.join(models[:-1]), models[-1])))}"
-        for v, models in networks.items()
-    ]
+    parts = [f"it {words.get(v, v)} on {_join(models)}" for v, models in networks.items()]
     reason = f" {REASONS[study]}" if study in REASONS else ""
     return f"The networks disagree about the claim: {', '.join(parts)}.{reason}"
+
+
+def _join(names: Sequence[str]) -> str:
+    """Join names by commas and "and"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def describe_parts(records: Mapping[str, Record]) -> str:
+    """Say which parts of a claim hold on some networks and not on others, as their conclusions say it.
+
+    Parameters
+    ----------
+    records : mapping of str to mapping
+        Records of one study by network.
+
+    Returns
+    -------
+    str
+        A sentence; "" where no part is decided on one network and otherwise on another.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for model, record in measured_networks(records).items():
+        for part, outcome in PART.findall(record["conclusion"]):
+            found.setdefault(part, {}).setdefault(outcome, []).append(model)
+    differing = [
+        f"that {part} {', '.join(f'{outcome} on {_join(models)}' for outcome, models in by_outcome.items())}"
+        for part, by_outcome in found.items()
+        if len(by_outcome) > 1
+    ]
+    return f"Parts of the claim that differ between networks: {'; '.join(differing)}." if differing else ""
 
 
 def verdict_table(studies: Sequence[Study], records: Mapping[str, Mapping[str, Record]]) -> str:

@@ -214,3 +214,5 @@ def test_ranks_leave_out_the_target_and_what_is_not_finite() -> None:
     profile = np.array([2.0, np.nan, 5.0, 3.0, np.inf, 3.0])
     assert list(rank_others(profile, 2)) == [3, 5, 0]
     assert np.isnan(coactivation.mean_ratio(np.ones(2), np.array([1.0, 0.0])))
+    # a seed whose descent hardly rose does not decide: (2 + 10) / (0.1 + 20), not the mean of 20 and 0.5
+    assert coactivation.mean_ratio(np.array([2.0, 10.0]), np.array([0.1, 20.0])) == pytest.approx(12 / 20.1)

@@ -82,8 +82,8 @@ def test_dead_features_are_gray_and_counted(mapped: Any) -> None:
     dead = mapped.rows[mapped.rows["status"] == "dead"]
     assert set(dead["feature"]) == {"relu:1", "relu:3"} and dead["start"].isna().all()
     assert set(mapped.rows.loc[mapped.rows["status"] == "live", "start"]) <= {"gradient", "rescued"}
-    assert "2 of 34 features have no gradient without rescue, 2 with it" in mapped.conclusion
-    assert f"2 with it (relu:1, relu:3). {layer_maps.LEFT}." in mapped.conclusion
+    assert "2 of 34 features have no gradient, 2 where they are (relu:1, relu:3)" in mapped.conclusion
+    assert f"2 where they are (relu:1, relu:3). {layer_maps.LEFT}." in mapped.conclusion
     assert mapped.verdict == "holds" and set(mapped.figures) == {"", "-maps.webp"}
 
 
@@ -151,7 +151,7 @@ def test_copies_are_all_excited_by_each_others_images(tmp_path: Path) -> None:
     assert value_of(outcome, "features:positions") > 0.99 and value_of(outcome, "features:positions_across") > 0.99
     assert 1 <= value_of(outcome, "features:classes") <= 3
     assert outcome.verdict == "not decided"
-    assert "inception_v3 not measured with published weights" in outcome.conclusion  # googlenet has a stored result
+    assert "inception_v3 measured in Mixed_6e and Mixed_7a (" in outcome.conclusion  # as in its stored result
 
 
 def test_rivals_are_excited_alone(tmp_path: Path) -> None:

@@ -112,15 +112,15 @@ def test_lost_units_and_undefined_pairs_are_reported(tmp_path: Path) -> None:
         "The joint image keeps 0.04 and 1.00 of the solo responses, so it is hardly an image of conv2:7." in conclusion
     )
     assert (
-        "In 2 of 3 random pairs the excess is 0.150 (0.100 to 0.200). The others are undefined (dead partner)."
-        in conclusion
-    )
+        "In random pairs (2 of 3 defined) it does by 0.150 on average (0.100 to 0.200); 0 of them are more linear than "
+        "this pair. The others are undefined (dead partner)."
+    ) in conclusion
     figures = {f.name: f for f in joint_pair.compare_with_random(row, random)}
     assert (figures["random_undefined"].value, figures["random_undefined"].count) == (1, 3)
     assert "dead partner" in figures["random_undefined"].words and "of 3 drawn" in figures["random_excess"].words
     assert figures["random_lost"].value == figures["random_above"].value == 0.5
     whole = joint_pair.write_conclusion(units, 3, row.replace(0.04, 0.4), (np.nan, np.nan), random[:2])
-    assert "hardly" not in whole and "undefined" not in whole and "In 2 of 2 random pairs" in whole
+    assert "hardly" not in whole and "undefined" not in whole and "In random pairs (2 of 2 defined)" in whole
 
 
 def test_the_interval_of_the_excess_is_over_seeds() -> None:

@@ -315,6 +315,19 @@ def test_networks_that_disagree_are_named(monkeypatch: pytest.MonkeyPatch) -> No
     assert verdicts.describe_disagreement("some", records) == f"{expected} Its layers are small."
 
 
+def test_parts_of_a_claim_that_differ_are_named() -> None:
+    one = "That it rises holds: by 0.5. That b, and c, does not hold, as measured. That d is not decided."
+    two = "In 3 pairs, the claim that it rises does not hold: by 0.1. That b, and c, does not hold. That d holds."
+    records = {"reference": record("reference", conclusion=one), "own": record("own", conclusion=two)}
+    expected = (
+        "Parts of the claim that differ between networks: that it rises holds on reference, does not hold on own; "
+        "that d is not decided on reference, holds on own."
+    )
+    assert verdicts.describe_parts(records) == expected
+    assert expected in tables.study_section(STUDY, records).splitlines()
+    assert verdicts.describe_parts({"reference": records["reference"]}) == ""
+
+
 def test_the_command_that_fills_a_gap_names_network_and_photograph() -> None:
     assert verdicts.filling_command(STUDY, "squeezenet").endswith("some --model squeezenet1_1 --name squeezenet")
     starting = replace(STUDY, takes_image=True)
