@@ -54,16 +54,18 @@ A study draws 16 features of each layer at random and uses three seeds of the no
 `--units LAYER:CHANNEL,...` names features to measure before any is drawn, each with rows of its own. On InceptionV3
 those that the article names are measured so; where weights are not the article's, they are the same numbers, most
 likely of other features.
+
 Brackets are 95 % intervals over n features, each averaged over seeds first, unless a row says otherwise. The claims are
 our paraphrases. A verdict concerns only the network and the sizes that were measured: the bundled network is small and
-was trained on small images, those of the article on ImageNet. Other networks may have been measured with fewer
-layers, features or seeds, or smaller images, than by default: the line with the link to the table has the layers,
-features and seeds, the recipes with their image sizes and numbers of steps, and the command. Images may be smaller than
-the network's input size; `--size PIXELS` makes others. Results with `--full`, by the article's own recipes, stand
-beside those without it. Where `--model` is `package.module:factory`, the factory returns the network with its weights
-loaded; `python -m analyses.all --factories MODULE` runs all those commands again. Many
-features of a network trained on ImageNet have no gradient on noise; `--rescue 1` passes one through dead ReLUs where a
-recipe does not do so itself, and what is left out all the same is counted beside the result.
+was trained on small images, those of the article on ImageNet. Other networks may have been measured with fewer layers,
+features or seeds, or smaller images, than by default: the line with the link to the table has the layers, features and
+seeds, the recipes with their image sizes and numbers of steps, and the command. Images may be smaller than the
+network's input size; `--size PIXELS` makes others. Results with `--full`, by the article's own recipes, stand beside
+those without it. Where `--model` is `package.module:factory`, the factory returns the network with its weights loaded;
+`python -m analyses.all --factories MODULE` runs all those commands again. The photograph `grace_hopper.jpg` is in
+matplotlib's sample data. Many features of a network trained on ImageNet have no gradient on noise; `--rescue 1` passes
+one through dead ReLUs where a recipe does not do so itself, and what is left out all the same is counted beside the
+result.
 """
 
 
