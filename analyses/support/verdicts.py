@@ -49,6 +49,10 @@ CAVEATS = {
 """What a reader of a network's result has to know beside its conclusion, whatever was measured."""
 PART = re.compile(r"(?:^|[.] |claim )[Tt]hat ([^.:]+?),? (holds|does not hold|is not decided)(?=[,:. ])")
 """A part of a claim, and whether it holds, in a conclusion."""
+FEW = 5
+"""Features below which a mean says little."""
+PAIR_FIELDS = {"googlenet": 331, "inception_v3": 255}
+"""Sides in pixels of the fields of the second feature of `joint_pair`, by network."""
 FEW_PAIRS, BRANCHES, MODULES = 10, 4, ("reference", "googlenet", "inception_v3")
 """Random pairs among which a pair has no place yet; branches of a module of these networks."""
 
@@ -118,6 +122,19 @@ def describe_caveats(study: Study, model: str, record: Record) -> list[str]:
     if study.name == "neuron_growth":
         shares = [(layer, findings.get(f"outside:{layer}")) for layer in settings["layers"]]
         texts += [_describe_share(found, layer) for layer, found in shares if found is not None]
+        counts = {layer: findings.get(f"beyond:{layer}", {"count": 0})["count"] for layer in settings["layers"]}
+        texts += [
+            f"The share outside the pixels that a neuron changes alone is of {count} features in {layer}"
+            for layer, count in counts.items()
+            if 0 < count < FEW
+        ]
+    if study.name == "joint_pair":
+        texts.append("How far the patterns of one are missing where the other's are is measured, and not in the rule")
+        size = max((descent["sizes"][-1] for descent in record.get("descents", [])), default=None)
+        if size is not None and size < PAIR_FIELDS.get(model, 0):
+            texts.append(
+                f"Images of {size} pixels are smaller than the second feature's field, so that places say little"
+            )
     return [text for text in texts if text]
 
 

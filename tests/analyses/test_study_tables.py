@@ -384,10 +384,13 @@ def test_what_is_said_beside_a_result_depends_on_what_was_measured() -> None:
         f"The features have the numbers that the article names (the first ones of each layer); {other}"
     ]
     pair = replace(STUDY, name="joint_pair")
-    (same,) = say(pair, findings=[finding(name="random_excess", count=30)])
+    same, rule = say(pair, findings=[finding(name="random_excess", count=30)])
+    assert rule.endswith("is measured, and not in the rule")
     assert same == f"The features of the pair have the numbers that the article names; {other}"
-    _, few = say(pair, findings=[finding(name="random_excess", count=1)])
-    assert few.startswith("1 random pair was measured beside it")
+    small = [{"recipe": "interact", "sizes": [96], "steps": 60}]
+    _, few, _, places = say(pair, findings=[finding(name="random_excess", count=1)], descents=small)
+    assert few.startswith("1 random pair was measured beside it") and places.startswith("Images of 96 pixels are small")
+    assert len(say(pair, findings=[], descents=[small[0] | {"sizes": [299]}])) == 2
     unit = replace(STUDY, name="maximised_unit")
     assert say(unit) == ["With one neuron in each branch, means of branches have no interval"]
     assert say(unit, settings=drawn["settings"] | {"features": 8}) == []
@@ -395,6 +398,9 @@ def test_what_is_said_beside_a_result_depends_on_what_was_measured() -> None:
     shares = [finding(name="outside:one", words=words, count=4), finding(name="outside:two", words=words, count=6)]
     assert say(growth, findings=shares) == [
         "The share outside the field in one is of 4 of 8 drawn features (4 not changed)"
+    ]
+    assert say(growth, findings=[finding(name="beyond:one", count=2), finding(name="beyond:two", count=5)]) == [
+        "The share outside the pixels that a neuron changes alone is of 2 features in one"
     ]
 
 
