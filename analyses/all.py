@@ -53,6 +53,7 @@ OTHER_BENCHMARKS = {
     "screening": "reads runs that only its user has",
     "defined": "has rows of networks that only its user has",
     "methods": "has rows of networks that only its user has",
+    "networks": "has rows of networks that only its user has",
     "estimates": "times commands beside each other, for an hour",
 }
 """Benchmarks that are no step, and why: each is given by hand, as its section of the benchmarks' page says."""

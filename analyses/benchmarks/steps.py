@@ -183,7 +183,8 @@ def make_step(
                     output = run(inputs)
             else:
                 output = _run_whole(variant.module, layer, inputs)
-            loss = -output[rows, rows % output.shape[1]].float().mean((1, 2)).sum()
+            grid = output if output.ndim == 4 else output.transpose(1, -1)[..., None]  # tokens: the channels come last
+            loss = -grid[rows, rows % grid.shape[1]].float().mean((1, 2)).sum()
             loss.backward()
         assert p.grad is not None
         variant.module.zero_grad(set_to_none=True)
