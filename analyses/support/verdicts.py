@@ -124,7 +124,7 @@ def describe_caveats(study: Study, model: str, record: Record) -> list[str]:
         texts += [_describe_share(found, layer) for layer, found in shares if found is not None]
         counts = {layer: findings.get(f"beyond:{layer}", {"count": 0})["count"] for layer in settings["layers"]}
         texts += [
-            f"The share outside the pixels that a neuron changes alone is of {count} features in {layer}"
+            f"The share outside the pixels changed alone is of {count} feature{'s' * (count > 1)} in {layer}"
             for layer, count in counts.items()
             if 0 < count < FEW
         ]
