@@ -118,7 +118,7 @@ class Step:
         if not path.is_file():
             return ["not measured"]
         record = json.loads(path.read_text(encoding="utf-8"))
-        return provenance.outdated(record, weights if self.network == "reference" else None)
+        return provenance.outdated(record, weights if record.get("model") == "reference" else None)
 
 
 def study_steps(name: str, results: Path = RESULTS) -> list[Step]:

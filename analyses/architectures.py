@@ -284,8 +284,8 @@ def headline_means(layers: Sequence[str], findings: Sequence[Finding] | Sequence
 def collect_means(results: Path, full: bool, model: str, own: dict[str, Mean]) -> Means:
     """Collect the headlines of every network.
 
-    These are the networks stored at the same sizes, without those with random weights, and the one just measured, of
-    which `own` are the headlines.
+    These are the networks stored with or without `full`, as given, but for those with random weights, and the one just
+    measured, of which `own` are the headlines.
     """
     means = {}
     for record in read_stored(STUDY.name, results).values():

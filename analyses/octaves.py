@@ -69,12 +69,14 @@ STUDY = Study(
     "first-layer features with a regular grid in the spectrum (spectra of the images as shown, clipped to [0, 1])",
     rule="octaves count as clearer than down-sampling alone (the low-resolution recipe) if the interval of its "
     "high-frequency share minus theirs (paired) is above 0, as not clearer if it is below 0, and this is undecided "
-    "where it spans 0 (fewer high frequencies are less noise; clearness is more than that); the patterns are the same "
-    "if the interval of the agreement of plain descent and octaves is above 0 and its mean is at least half of that of "
-    "two seeds of plain descent; a minority shows grids if the share of first-layer features with a grid in most seeds "
-    "is below a half for plain descent, and lower with octaves (undecided where it is lower with octaves and the "
-    "interval of the first spans a half); what is undefined counts as not true. The claim holds if all three are true, "
-    "in part if one or two are; otherwise it is not decided where one is undecided, and does not hold where none is",
+    "where it spans 0 (fewer high frequencies are less noise; clearness is more than that, and the last blur of the "
+    "low-resolution recipe is the wider one); the patterns are the same if the interval of the agreement of plain "
+    "descent and octaves is above 0 and its mean is at least half of that of two seeds of plain descent; a minority "
+    "shows grids if the share of first-layer features with a grid in most seeds is below a half for plain descent, and "
+    "lower with octaves (undecided where it is lower with octaves and the interval of the first spans a half); an "
+    "undefined agreement counts as not true, other undefined parts as undecided. The claim holds if all three are "
+    "true, in part if one or two are; otherwise it is not decided where one is undecided, and does not hold where none "
+    "is",
     units={"inception_v3": (FIRST_FEATURES,)},
     full="the article's sizes and steps: 299 pixels and 300 steps plain, 299 to 224 and 100 steps at low resolution, "
     "299 to 380 and 300 steps with octaves",
@@ -216,7 +218,8 @@ def _collect_findings(rows: pd.DataFrame) -> dict[str, Finding]:
 def judge(findings: dict[str, Finding]) -> tuple[Verdict, str]:
     """Judge the claim by the rule of the study, and write the conclusion.
 
-    Undefined parts count as not true; a part is undecided where its interval spans its limit.
+    An undefined agreement counts as not true; other parts are undecided where they are undefined, or where an interval
+    spans its limit.
     """
     less, across, again = findings["less low"], findings[f"{PLAIN}, {OCTAVES}"], findings[f"{PLAIN}, {PLAIN}"]
     parts = [
@@ -231,7 +234,7 @@ def judge(findings: dict[str, Finding]) -> tuple[Verdict, str]:
     high = [format_value(findings[f"high {recipe}"].value, ".3f") for recipe in (OCTAVES, LOWRES, PLAIN)]
     grids = format_interval(findings[f"grid {PLAIN}"], ".0%")
     return verdict, (
-        f"That octaves are clearer than down-sampling alone {clearer}, where fewer high frequencies are clearer: they "
+        f"That octaves are clearer than down-sampling alone {clearer}, judged by high frequencies alone: they "
         f"leave {high[0]} of the power there, the low-resolution recipe leaves {high[1]} and plain descent {high[2]}. "
         f"That the patterns are those of plain descent {same}: the two images of a feature agree by "
         f"{format_value(across.value)} more than images of different features do. Two seeds of plain descent agree by "

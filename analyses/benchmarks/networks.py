@@ -115,6 +115,8 @@ def measure_units(network: Network, layer: str, recipe: str | Recipe = "fast") -
         Plain JSON values.
     """
     channels = network.layer(layer).channels
+    if channels < 2:
+        raise FeatmapError(f"layer {layer!r} has one feature, which has nothing to stand beside; give another --layer")
     units = [f"{layer}:{c}" for c in range(min(UNITS, channels))]
     seconds: dict[int, list[float]] = {1: [], len(units): []}
     images: dict[int, np.ndarray] = {}
@@ -177,8 +179,9 @@ def format_page(results: list[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"One unit beside {UNITS}, as `featmap.maximise` makes them (recipe `fast`), the mean of {ROUNDS} "
-        "rounds. Rows: how many images are computed together for one unit, and for sixteen.",
+        f"One unit beside {UNITS}, as `featmap.maximise` makes them (recipe `fast`), the mean of {ROUNDS} rounds, of "
+        "which none warms up; the share is the first over the second. Rows: how many images are computed together for "
+        "one unit, and for sixteen.",
         "",
         "| network | layer | pixels | one unit, s | sixteen, s | share | rows | same bits |",
         "|---|---|---|---|---|---|---|---|",

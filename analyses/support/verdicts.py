@@ -46,7 +46,7 @@ CAVEATS = {
     ("joint_pair", "googlenet"): _NOT_NAMED,
     ("joint_pair", "squeezenet"): _NOT_NAMED,
 }
-"""What a reader of a network's result has to know beside its conclusion, whatever was measured."""
+"""What a reader of a result has to know beside its conclusion, of weights that are not torchvision's."""
 PART = re.compile(r"(?:^|[.] |claim )[Tt]hat ([^.:]+?),? (holds|does not hold|is not decided)(?=[,:. ])")
 """A part of a claim, and whether it holds, in a conclusion."""
 FEW = 5
@@ -110,9 +110,9 @@ def describe_caveats(study: Study, model: str, record: Record) -> list[str]:
     list of str
         Sentences without their full stops.
     """
-    texts = [CAVEATS[study.name, model]] if (study.name, model) in CAVEATS else []
+    texts = [CAVEATS[study.name, model]] if (study.name, model) in CAVEATS and record.get("origin") else []
     settings, findings = record["settings"], {f["name"]: f for f in record["findings"]}
-    texts += _describe_units(study, model, settings)
+    texts += _describe_units(study, model, settings, bool(record.get("origin")))
     pairs = findings["random_excess"]["count"] if "random_excess" in findings else FEW_PAIRS
     if pairs < FEW_PAIRS:
         were = "random pair was" if pairs == 1 else "random pairs were"
@@ -138,8 +138,11 @@ def describe_caveats(study: Study, model: str, record: Record) -> list[str]:
     return [text for text in texts if text]
 
 
-def _describe_units(study: Study, model: str, settings: Mapping[str, Any]) -> list[str]:
-    """Say whether features are those that the article names, where it names some of this network."""
+def _describe_units(study: Study, model: str, settings: Mapping[str, Any], other: bool) -> list[str]:
+    """Say whether features are those that the article names, where it names some of this network.
+
+    `other`: whether the weights are others than torchvision's.
+    """
     named = study.units.get(model, ())
     if not named and not settings.get("units"):
         return []
@@ -152,7 +155,7 @@ def _describe_units(study: Study, model: str, settings: Mapping[str, Any]) -> li
     missing = [unit for unit in named if unit not in settings["units"]]
     text = f"The features have the numbers that the article names ({measured})"
     text += f"; {' and '.join(missing)} were not measured" if missing else ""
-    return [text + (f"; {OTHER_FEATURES[model]}" if model in OTHER_FEATURES else "")]
+    return [text + (f"; {OTHER_FEATURES[model]}" if other and model in OTHER_FEATURES else "")]
 
 
 def _describe_share(finding: Mapping[str, Any], layer: str) -> str:

@@ -128,3 +128,7 @@ def test_a_study_without_a_result_is_not_measured(monkeypatch: pytest.MonkeyPatc
     assert step.changes("w") == ["not measured"]
     stored(tmp_path, "mine", study="octaves", weights_sha256="v", rests_on=provenance.identities("octaves"))
     assert step.changes("w") == [], "the weights of other networks are not at hand"
+    full = everything.Step("octaves", "reference-full")
+    rests = provenance.identities("octaves")
+    stored(tmp_path, "reference-full", study="octaves", model="reference", weights_sha256="v", rests_on=rests)
+    assert full.changes("w") == ["the weights changed"]

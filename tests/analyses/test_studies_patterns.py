@@ -55,7 +55,7 @@ def test_blur_removes_the_grid_that_a_stride_of_two_leaves(tmp_path: Path) -> No
         (0.01, 0.03, "holds"),
         (-0.03, -0.01, "does not hold"),
         (-0.01, 0.01, "is not decided"),
-        (None, None, "is not dec"),
+        (None, None, "is not decided"),
     ],
 )
 def test_octaves_are_compared_with_down_sampling(low: float | None, high: float | None, words: str) -> None:
@@ -63,7 +63,7 @@ def test_octaves_are_compared_with_down_sampling(low: float | None, high: float 
     held |= {f"grid {label}": finding(0.7, 0.6, 0.8) for label in octaves.LABELS}
     held |= {f"high {label}": finding(0.1 * k) for k, label in enumerate(octaves.LABELS)}
     verdict, text = octaves.judge(held | {"less low": finding(0.0 if low is None else (low + high) / 2, low, high)})
-    assert f"That octaves are clearer than down-sampling alone {words}" in text
+    assert f"That octaves are clearer than down-sampling alone {words}, judged by" in text
     assert "leave 0.200 of the power there, the low-resolution recipe leaves 0.100 and plain descent 0.000" in text
     assert verdict == {"holds": "holds in part", "does not hold": "does not hold"}.get(words, "not decided")
 

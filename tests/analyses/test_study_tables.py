@@ -365,7 +365,7 @@ def test_recipes_sizes_and_steps_are_in_the_line_with_layers_and_features() -> N
 
 def test_what_is_said_beside_a_result_depends_on_what_was_measured() -> None:
     named = replace(STUDY, units={"inception_v3": ("one:654", "one:415")})
-    drawn = record("inception_v3")
+    drawn = record("inception_v3", origin="a zoo")
 
     def say(study: Study, units: list[str] | None = None, **changes: Any) -> list[str]:
         settings = drawn["settings"] | ({"units": units} if units else {})
@@ -378,6 +378,9 @@ def test_what_is_said_beside_a_result_depends_on_what_was_measured() -> None:
     both = ["one:654", "one:415"]
     assert say(named, both) == [f"The features have the numbers that the article names ({' and '.join(both)}); {other}"]
     assert "; one:415 were not measured; " in say(named, ["one:654"])[0]
+    assert say(named, both, origin="") == [
+        f"The features have the numbers that the article names ({' and '.join(both)})"
+    ]
     assert say(STUDY, ["one:7"]) == ["Features that were named: one:7; the others were drawn"]
     first = replace(STUDY, units={"inception_v3": ("first",)})
     assert say(first, ["first"]) == [
@@ -408,9 +411,9 @@ def test_what_is_said_beside_a_result_depends_on_what_was_measured() -> None:
 def test_caveats_can_be_written_for_every_stored_result(path: Path) -> None:
     held = json.loads(path.read_text(encoding="utf-8"))
     study = tables.load_study(path.parent.name)
-    texts = verdicts.describe_caveats(study, path.stem, held)
+    texts = verdicts.describe_caveats(study, held["model"], held)
     assert all(text and not text.endswith(".") for text in texts)
-    drawn = study.units.get(path.stem) and "units" not in held["settings"]
+    drawn = study.units.get(held["model"]) and "units" not in held["settings"]
     assert any(text.startswith("The features were drawn") for text in texts) == bool(drawn)
 
 
