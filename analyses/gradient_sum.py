@@ -4,7 +4,8 @@
 
 Pairs of drawn features, one of each of two layers, are maximised together in both ways from the same noise. The floor
 is the same descent from a start in which every pixel is raised by one unit in the last place; the ceiling is another
-seed.
+seed. A pair of which one feature stays silent all along is left out: the gradient of its sum is that of the other
+feature alone, so that the two ways are one.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ FEWEST, LARGE = 6, 1000
 """Fewest pairs for an interval of the median; ratios from which on powers of ten are written."""
 PROFILE_MARGIN = 0.05
 """Margin of equivalence for the correlation of profiles under the two ways minus that after one rounding."""
+SILENT = "left out"
+"""What the rows say of a pair of which one feature never responded."""
 SHADES = {"ways": "#d62728", "rounding": "#0072b2", "seeds": "#9a9a9a"}
 LABELS = {
     "ways": "gradient of the sum, separate gradients",
@@ -70,7 +73,8 @@ STUDY = Study(
     f"after one rounding (paired) is above -{PROFILE_MARGIN} (a margin set after the value was known); it does not "
     "hold if both intervals are beyond their margin, and is not decided otherwise. The median's interval is exact and "
     "needs six pairs. It counts every pair in which anything differed: 0 where the two ways gave the same images, and "
-    "however large where the rounding did not grow; such pairs are named",
+    "however large where the rounding did not grow; such pairs are named. Pairs of which one feature responded with 0 "
+    "in every frame of both ways are left out and named: their sum has the gradient of one feature",
     full="300 steps at 299, 340 and 380 pixels",
     pair=True,
 )
@@ -152,8 +156,9 @@ def measure(context: Context) -> Outcome:
         together = context.maximise(pairs, "together", start=begin, gradients="together", **settings)
         raised = np.nextafter(begin, np.float32(np.inf))
         runs.append((separate, together, context.maximise(pairs, "raised", start=raised, **settings)))
-    divergences = measure_divergence(pairs, runs)
-    outcome = build_outcome(runs[0][0]["frame"].values, divergences, len(pairs))
+    silent = silent_pairs(pairs, runs)
+    divergences = [p for p in measure_divergence(pairs, runs) if p.pair not in silent]
+    outcome = build_outcome(runs[0][0]["frame"].values, divergences, len(pairs), silent)
     words = "difference of the two ways divided by that of one rounding, of its pair"
     ratios = {unit: [p.ratio] for p in divergences for unit in p.pair.split(" + ")}
     return replace(outcome, findings=[*outcome.findings, *named_findings(context, "ratio", ratios, words)])
@@ -189,13 +194,28 @@ def measure_divergence(
     ]
 
 
+def silent_pairs(pairs: Sequence[str], runs: Sequence[tuple[xr.Dataset, xr.Dataset, xr.Dataset]]) -> list[str]:
+    """List the pairs of which a feature responds with 0 in every frame of both ways, with one of the seeds."""
+    return [
+        pair
+        for k, pair in enumerate(pairs)
+        if any(
+            not any(way["frame_A"].sel(response=unit).values[0, k].any() for way in (separate, together))
+            for unit in pair.split(" + ")
+            for separate, together, _ in runs
+        )
+    ]
+
+
 def frame_differences(one: xr.Dataset, two: xr.Dataset) -> np.ndarray:
     """Compute the difference of two runs' frames, `image x frame`."""
     return rms_distances(one["frames"].values[0], two["frames"].values[0])
 
 
-def collect_findings(steps: np.ndarray, divergences: Sequence[PairDivergence]) -> list[Finding]:
-    """Collect the findings."""
+def collect_findings(
+    steps: np.ndarray, divergences: Sequence[PairDivergence], silent: Sequence[str] = ()
+) -> list[Finding]:
+    """Collect the findings; `silent` are the pairs left out because one feature was silent."""
     findings = []
     for name, values, words, *within in (
         (
@@ -218,6 +238,8 @@ def collect_findings(steps: np.ndarray, divergences: Sequence[PairDivergence]) -
     ):
         if np.isfinite(values).any():
             findings.append(mean_finding(name, values, words, "", *within))
+    words = f"pairs left out, of which one feature never responded{_in_brackets(silent)}"
+    findings += [value_finding("silent", len(silent), len(divergences) + len(silent), words)] if silent else []
     if not divergences:
         return findings
     apart = np.array([p.ways[1] > 0 for p in divergences])
@@ -250,9 +272,13 @@ def ratio_findings(divergences: Sequence[PairDivergence]) -> list[Finding]:
         ("equal", [p.pair for p in divergences if p.ways[-1] == 0], "whose two ways gave the same images: ratio 0"),
         ("no ratio", [p.pair for p in divergences if np.isnan(p.ratio)], "with no difference at all, left out"),
     ):
-        names = f" ({', '.join(chosen)})" if chosen else ""
-        found.append(value_finding(name, len(chosen), len(divergences), f"pairs {what}{names}"))
+        found.append(value_finding(name, len(chosen), len(divergences), f"pairs {what}{_in_brackets(chosen)}"))
     return found
+
+
+def _in_brackets(names: Sequence[str]) -> str:
+    """List names in brackets after a space; empty without names."""
+    return f" ({', '.join(names)})" if names else ""
 
 
 def within_rounding(divergences: Sequence[PairDivergence]) -> tuple[bool | None, bool | None]:
@@ -294,10 +320,13 @@ def judge(divergences: Sequence[PairDivergence]) -> Verdict:
     return "holds in part" if True in parts else "does not hold" if parts == (False, False) else "not decided"
 
 
-def build_outcome(steps: np.ndarray, divergences: Sequence[PairDivergence], drawn: int) -> Outcome:
+def build_outcome(
+    steps: np.ndarray, divergences: Sequence[PairDivergence], drawn: int, silent: Sequence[str] = ()
+) -> Outcome:
     """Build the outcome.
 
-    `drawn` is the number of pairs drawn, `divergences` those that rose.
+    `drawn` is the number of pairs drawn, `divergences` those that are compared, `silent` those of which one feature
+    was silent.
     """
     rows = pd.DataFrame(
         [
@@ -306,24 +335,31 @@ def build_outcome(steps: np.ndarray, divergences: Sequence[PairDivergence], draw
             for what, values, same in (("ways", p.ways, p.same), ("rounding", p.rounding, p.same_rounding))
             for step, value in zip(steps, values, strict=True)
         ]
-        + [(p.pair, "seeds", steps[-1], p.seeds, p.same_seeds) for p in divergences],
+        + [(p.pair, "seeds", steps[-1], p.seeds, p.same_seeds) for p in divergences]
+        + [(pair, SILENT, steps[-1], np.nan, np.nan) for pair in silent],
         columns=["pair", "difference", "step", "rms", "likeness"],
     )
-    findings = collect_findings(steps, divergences)
-    text = write_conclusion(steps, {f.name: f for f in findings}, divergences, drawn)
+    findings = collect_findings(steps, divergences, silent)
+    text = write_conclusion(steps, {f.name: f for f in findings}, divergences, (drawn, silent))
     return Outcome(rows, findings, judge(divergences), text, {"": draw_figure(steps, divergences)})
 
 
 def write_conclusion(
-    steps: np.ndarray, findings: Mapping[str, Finding], divergences: Sequence[PairDivergence], drawn: int
+    steps: np.ndarray,
+    findings: Mapping[str, Finding],
+    divergences: Sequence[PairDivergence],
+    drawn: tuple[int, Sequence[str]],
 ) -> str:
-    """Write the conclusion."""
+    """Write the conclusion; `drawn` is the number of pairs drawn and those of which one feature was silent."""
+    count, silent = drawn
+    left = ". Left out, because one feature never responded, so that the sum has the gradient of the other alone: "
+    left = f"{left}{', '.join(silent)}" if silent else ""
     if "ways" not in findings:
-        return f"None of {drawn} pairs of features rose."
+        return f"None of {count} pairs of features rose{left}."
     images, profiles = within_rounding(divergences)
     text = (
-        f"In {len(divergences)} of {drawn} pairs (those that rose), the claim that the difference is invisible "
-        f"{CLAIM_WORDS[invisible(divergences)]}: the images of the two ways differ by "
+        f"In {len(divergences)} of {count} pairs (those that rose, of features that both responded), the claim that "
+        f"the difference is invisible {CLAIM_WORDS[invisible(divergences)]}: the images of the two ways differ by "
         f"{format_interval(findings['ways'], '.2g')} after {steps[-1]} steps (root mean square, pixels 0 to 1). A gray "
         f"level is {GRAY_LEVEL:.2g}"
     )
@@ -338,7 +374,7 @@ def write_conclusion(
         text += f"; two seeds: {findings['same seeds'].value:.3f})" if "same seeds" in findings else ")"
     if "growth" in findings:
         text += f". A rounding grows {format_interval(findings['growth'], '.1f')} times per step while it grows"
-    return text + "."
+    return f"{text}{left}."
 
 
 def ratio_sentences(divergences: Sequence[PairDivergence], images: bool | None) -> str:
@@ -373,7 +409,8 @@ def restate(stored: StoredResult) -> tuple[Verdict, str]:
     rows = stored.rows
     steps = np.sort(rows["step"].unique())
     divergences = []
-    for pair, own in rows.groupby("pair", sort=False):
+    silent = rows.loc[rows["difference"] == SILENT, "pair"].tolist()
+    for pair, own in rows[rows["difference"] != SILENT].groupby("pair", sort=False):
         by = {str(name): one.sort_values("step") for name, one in own.groupby("difference")}
         ends = {name: one.iloc[-1] for name, one in by.items()}
         divergences.append(
@@ -388,7 +425,7 @@ def restate(stored: StoredResult) -> tuple[Verdict, str]:
                 same_seeds=ends["seeds"]["likeness"],
             )
         )
-    text = write_conclusion(steps, stored.findings, divergences, stored.settings["features"])
+    text = write_conclusion(steps, stored.findings, divergences, (stored.settings["features"], silent))
     return judge(divergences), text
 
 

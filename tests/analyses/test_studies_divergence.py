@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,8 +154,41 @@ def test_pairs_take_one_feature_of_each_layer_and_each_once(tmp_path: Path) -> N
 def test_dead_pairs_are_not_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradient_sum, "STEPS", 5)
     outcome = gradient_sum.measure(context_of(gradient_sum.STUDY, tiny.asleep(), ("relu", "relu"), tmp_path))
-    assert outcome.verdict == "not decided" and outcome.findings == []
-    assert outcome.conclusion == "None of 3 pairs of features rose."
+    assert outcome.verdict == "not decided" and [f.name for f in outcome.findings] == ["silent"]
+    assert value_of(outcome, "silent") == 3
+    assert outcome.conclusion.startswith("None of 3 pairs of features rose. Left out, because one feature never ")
+
+
+def half_silent() -> nn.Module:
+    """`colours`, with ReLUs behind the second layer, of which channel 2 never responds."""
+    network = colours()
+    with torch.no_grad():
+        bias = nn.Parameter(torch.tensor([9.0, 9.0, -99.0, 9.0]))
+        network.second.bias = bias
+    return nn.Sequential(OrderedDict(first=network.first, mixed=network.second, second=nn.ReLU())).eval()
+
+
+def test_pairs_with_a_silent_feature_are_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum has the gradient of the other feature alone, so that the two ways are the same to the bit."""
+    monkeypatch.setattr(gradient_sum, "STEPS", 8)
+    context = context_of(gradient_sum.STUDY, half_silent(), ("first", "second"), tmp_path, features=4, seeds=2)
+    (dead,) = (pair for pair in gradient_sum.draw_pairs(context) if pair.endswith("second:2"))
+    outcome = gradient_sum.measure(context)
+    assert value_of(outcome, "silent") == 1
+    assert outcome.conclusion.startswith("In 3 of 4 pairs")
+    assert outcome.conclusion.endswith(f"so that the sum has the gradient of the other alone: {dead}.")
+    rows = outcome.rows
+    assert list(rows.loc[rows["difference"] == gradient_sum.SILENT, "pair"]) == [dead]
+    assert dead not in set(rows.loc[rows["difference"] != gradient_sum.SILENT, "pair"])
+    settings = {"features": 4}
+    stored = SimpleNamespace(rows=rows, settings=settings, findings={f.name: f for f in outcome.findings})
+    assert gradient_sum.restate(stored) == (outcome.verdict, outcome.conclusion)
+    # kept in, it would have counted as a pair whose two ways differ by nothing
+    with monkeypatch.context() as patch:
+        patch.setattr(gradient_sum, "silent_pairs", lambda *_: [])
+        counted = gradient_sum.measure(context)
+    equal, all_equal = (next(f for f in o.findings if f.name == "equal") for o in (outcome, counted))
+    assert all_equal.value == equal.value + 1 and dead in all_equal.words and dead not in equal.words
 
 
 # ---------------------------------------------------------------- reproducibility
