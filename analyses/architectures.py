@@ -55,8 +55,8 @@ STUDY = Study(
     f"module and in the one before, and ResNet's is in neither of them below GoogLeNet's or above InceptionV3's "
     f"(p < {P}); it holds in part where ResNet's is, or is not measured, or if GoogLeNet's is below in one of the "
     f"modules alone (p < {P / 2}); otherwise it does not hold if GoogLeNet's is above in one of them (p < {P / 2}), "
-    "and is not decided if it is not, or until both networks are measured at the same sizes, of these layers, with "
-    "their published weights. Networks other than these three are shown beside them, and do not count",
+    "and is not decided if it is not, or until both networks are measured, both in full or both not, of these layers, "
+    "with their published weights. Networks other than these three are shown beside them, and do not count",
     full="the article's octaves, 299 to 380 pixels and 300 steps (the recipe `article-normalised`)",
     layers={
         "reference": ("inception5a", "inception5b"),

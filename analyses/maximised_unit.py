@@ -102,11 +102,9 @@ STUDY = Study(
 
 def measure(context: Context, size: int | None = None, steps: int = STEPS, starts: int = STARTS) -> Outcome:
     """Maximise neurons and measure position, extent and variety of the change."""
-    size = context.size or size or fitting_size(context.network, context.layers, image_size(context))
-    changes = {"rescue": RESCUE} | context.changes
-    recipe = INTERACT.resolved(FULL, size, steps, **changes)
-    if context.full:
-        recipe = INTERACT.resolved(FULL, context.size or FULL, FULL_STEPS, **changes)
+    size, steps = context.size or (FULL if context.full else size), FULL_STEPS if context.full else steps
+    size = size or fitting_size(context.network, context.layers, image_size(context))
+    recipe = INTERACT.resolved(FULL, size, steps, **({"rescue": RESCUE} | context.changes))
     neurons = [_maximise_neurons(context, name, recipe, starts) for name in context.layers]
     rows = pd.concat(
         [part for n in neurons for part in (*_position_rows(n), *_radius_rows(n), *_variety_rows(n))], ignore_index=True
