@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from analyses.support.findings import Finding, mean_finding, value_finding
+from analyses.support.findings import CLAIM_WORDS, Finding, mean_finding, value_finding
 from analyses.support.settings import resolved_recipe
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
@@ -35,7 +36,7 @@ SIZE, FULL_SIZE, FULL_STEPS = 96, 299, 300
 LOST = 0.1
 """A unit is lost below this share of its solo response: the joint image is that of the other unit."""
 MARGIN = 0.02
-"""Least excess of the response nonlinearity over its floor that counts."""
+"""Least excess of the response nonlinearity over its floor that counts as far from linear."""
 LAYERS = ("inception4a", "inception4b")
 
 STUDY = Study(
@@ -45,11 +46,12 @@ STUDY = Study(
     "the two solo images: the patterns of one fill some regions and are missing from others.",
     measured="the interaction report of features 199 and 201 of two consecutive layers under linear steps, compared "
     "with pairs of the same layers drawn at random",
-    rule="the claim holds if the response nonlinearity is above its floor (p < 0.05 over seeds) and nearer to its "
-    "ceiling than to its floor; it holds in part if it is only above the floor, or if the joint image keeps less than "
-    f"{LOST:.0%} of the solo response of one of the two, so that it is hardly an image of both; it does not hold if it "
-    f"is not above the floor and the 95 % interval of the nonlinearity minus its floor ends below {MARGIN:g}; "
-    "otherwise it is not decided",
+    rule="linearity: the joint image is not linear if the 95 % interval, over seeds, of the response nonlinearity "
+    f"minus its floor is above 0, but for differences below {MARGIN:g} (linear if it ends below that). Division: the "
+    "two divide the image if the interval of the correlation of their activation maps on it is below 0 (they share it "
+    "if it is above 0). The claim holds if the image is not linear, the nonlinearity is nearer to its ceiling than to "
+    f"its floor, the two divide the image, and it keeps {LOST:.0%} or more of the solo response of each; it holds in "
+    "part if one of the two parts holds, does not hold if none does and one is not so, and is not decided otherwise",
     full=f"{FULL_SIZE} pixels and {FULL_STEPS} steps instead of {SIZE} and 60",
     layers={
         "reference": LAYERS,
@@ -119,6 +121,39 @@ def make_job(context: Context) -> JointJob:
     )
 
 
+class PairIntervals(NamedTuple):
+    """95 % intervals of a pair over its seeds; NaN below three seeds.
+
+    Parameters
+    ----------
+    excess : tuple of float
+        Of the response nonlinearity minus its floor.
+    maps : tuple of float
+        Of the correlation of the two features' activation maps on the joint image, -1 to 1.
+    """
+
+    excess: tuple[float, float]
+    maps: tuple[float, float]
+
+    @property
+    def nonlinear(self) -> bool | None:
+        """Whether the joint image is not linear; None where the interval decides nothing."""
+        low, high = self.excess
+        return False if high < MARGIN else True if low > 0 else None
+
+    @property
+    def divided(self) -> bool | None:
+        """Whether the two features divide the image; None where the interval decides nothing."""
+        low, high = self.maps
+        return True if high < 0 else False if low > 0 else None
+
+
+def pair_intervals(pair: pd.DataFrame) -> PairIntervals:
+    """Compute the intervals of a pair from its table by seed."""
+    maps = t_interval(pair["territory_correlation"].tolist()) or (np.nan, np.nan)
+    return PairIntervals(excess_interval(pair), maps)
+
+
 def excess_interval(pair: pd.DataFrame) -> tuple[float, float]:
     """Compute the interval over seeds of the nonlinearity minus its floor.
 
@@ -128,18 +163,13 @@ def excess_interval(pair: pd.DataFrame) -> tuple[float, float]:
     return t_interval(excess.tolist()) or (np.nan, np.nan)
 
 
-def judge(row: pd.Series, excess: tuple[float, float]) -> Verdict:
-    """Judge the claim by one pair's row of the summary and the interval of its excess.
-
-    Where one of the two units is lost, the joint image is not an image of both, and the claim holds in part at most.
-    """
-    if not np.isfinite(row["p"]):
-        return "not decided"
-    if row["p"] >= 0.05:
-        return "does not hold" if excess[1] < MARGIN else "not decided"
+def judge(row: pd.Series, intervals: PairIntervals) -> Verdict:
+    """Judge the claim by one pair's row of the summary and its intervals, see the rule of the study."""
+    parts = (intervals.nonlinear, intervals.divided)
     middle = (row["response_nonlinearity_floor"] + row["response_nonlinearity_ceiling"]) / 2
-    far = row["response_nonlinearity"] > middle
-    return "holds" if far and not lost_units(row) else "holds in part"
+    if all(parts) and row["response_nonlinearity"] > middle and not lost_units(row):
+        return "holds"
+    return "holds in part" if True in parts else "does not hold" if False in parts else "not decided"
 
 
 def lost_units(row: pd.Series) -> list[str]:
@@ -164,7 +194,7 @@ def collect_findings(pair: pd.DataFrame, row: pd.Series, random: pd.DataFrame) -
             "ceiling", row["response_nonlinearity_ceiling"], n, "ceiling of that share (images of unrelated features)"
         ),
         value_finding("excess", row["excess"], n, "the pair's share minus its floor; n seeds", low, high),
-        value_finding("p", row["p"], n, "p of that share not being above its floor; n seeds"),
+        value_finding("p", row["p"], n, "one-sided p of that share not being above its floor; n seeds"),
     ]
     for name, words in STATISTICS.items():
         low, high = t_interval(pair[name].tolist()) or (np.nan, np.nan)
@@ -198,31 +228,44 @@ def undefined_reasons(random: pd.DataFrame) -> str:
 
 
 def write_conclusion(
-    units: Sequence[str], seeds: int, row: pd.Series, excess: tuple[float, float], random: pd.DataFrame
+    units: Sequence[str], seeds: int, row: pd.Series, intervals: PairIntervals, random: pd.DataFrame
 ) -> str:
     """Write the conclusion about the pair of these two units."""
     text = _share_sentences(row, seeds)
+    if np.isfinite(row["excess"]):
+        text += f". That the joint image is not a linear combination {CLAIM_WORDS[intervals.nonlinear]}: "
+        text += f"the share exceeds its floor by {row['excess']:.3f}{_format_ends(intervals.excess)}"
+        text += _describe_way(row.to_frame().T)
+    defined = random["excess"].dropna()
+    if len(defined) and np.isfinite(row["excess"]):
+        text += f". In random pairs ({len(defined)} of {len(random)} defined) it does by {defined.mean():.3f} on "
+        text += f"average{_describe_way(random.loc[defined.index])} ({defined.min():.3f} to {defined.max():.3f}"
+        text += f"); {(defined < row['excess']).sum()} of them are more linear than this pair"
+        text += f". The others are undefined{undefined_reasons(random)}" if len(defined) < len(random) else ""
+    if np.isfinite([row["territory_divided"], row["territory_correlation"]]).all():
+        text += f". That the two divide the image {CLAIM_WORDS[intervals.divided]}: their activation maps correlate by "
+        text += f"{row['territory_correlation']:.2f}{_format_ends(intervals.maps, '.2f')}, and at "
+        text += f"{row['territory_divided']:.0%} of the positions where either fires, only one does"
     if np.isfinite([row["retention_a"], row["retention_b"]]).all():
         text += f". The joint image keeps {row['retention_a']:.2f} and {row['retention_b']:.2f} of the solo responses"
         gone = [units["ab".index(c)] for c in lost_units(row)]
         text += f", so it is hardly an image of {' or '.join(gone)}" if gone else ""
-    if np.isfinite([row["territory_divided"], row["territory_correlation"]]).all():
-        text += f". At {row['territory_divided']:.0%} of the positions where either fires, only one does. Their "
-        text += f"activation maps correlate by {row['territory_correlation']:.2f}"
-    defined = random["excess"].dropna()
-    if len(defined) and np.isfinite(row["excess"]):
-        ends = f" [{excess[0]:.3f}, {excess[1]:.3f}]" if np.isfinite(excess).all() else ""
-        text += (
-            f". The share exceeds its floor by {row['excess']:.3f}{ends}. In random pairs ({len(defined)} of "
-            f"{len(random)} defined) it does by {defined.mean():.3f} on average ({defined.min():.3f} to "
-            f"{defined.max():.3f}); {(defined < row['excess']).sum()} of them are more linear than this pair"
-        )
-        text += f". The others are undefined{undefined_reasons(random)}" if len(defined) < len(random) else ""
     return f"{' + '.join(units)}: {text}."
 
 
+def _describe_way(rows: pd.DataFrame) -> str:
+    """Say how far pairs are on the way from their floors to their ceilings; "" where these are not apart."""
+    way = (rows["response_nonlinearity_ceiling"] - rows["response_nonlinearity_floor"]).mean()
+    return f", {rows['excess'].mean() / way:.0%} of the way from floor to ceiling" if way > 0 else ""
+
+
+def _format_ends(ends: tuple[float, float], form: str = ".3f") -> str:
+    """Format the ends of an interval in brackets after a space; "" where they are undefined."""
+    return f" [{ends[0]:{form}}, {ends[1]:{form}}]" if np.isfinite(ends).all() else ""
+
+
 def _share_sentences(row: pd.Series, seeds: int) -> str:
-    """State the share that a mixture does not explain, its floor and ceiling, and whether it is above the floor."""
+    """State the share that a mixture does not explain, its floor and its ceiling."""
     share, low, high = (row[name] for name in ("response_nonlinearity", "low", "high"))
     if not np.isfinite(share):
         return state_conclusion(row, seeds).rstrip(".")
@@ -232,10 +275,7 @@ def _share_sentences(row: pd.Series, seeds: int) -> str:
         text += f"; interval {format_percent(max(low, 0.0))} to {format_percent(min(high, 1.0))} %"
     limits = {end: row[f"response_nonlinearity_{end}"] for end in ("floor", "ceiling")}
     ends = [f"{end} is {format_percent(value)} %" for end, value in limits.items() if np.isfinite(value)]
-    text += f"). Its {' and its '.join(ends)}" if ends else ")"
-    if np.isfinite(row["p"]):
-        text += f". The share is {'' if row['p'] < 0.05 else 'not '}above its floor (one-sided p = {row['p']:.2g})"
-    return text
+    return text + (f"). Its {' and its '.join(ends)}" if ends else ")")
 
 
 def restate(stored: StoredResult) -> tuple[Verdict, str]:
@@ -248,8 +288,8 @@ def restate(stored: StoredResult) -> tuple[Verdict, str]:
     named = rows[rows["named"]].iloc[0]
     pair, row = table[table["group"] == named["group"]], summary.set_index("group").loc[named["group"]]
     units, random = [named["a"], named["b"]], summary[summary["group"] != named["group"]]
-    excess = excess_interval(pair)
-    return judge(row, excess), write_conclusion(units, stored.settings["seeds"], row, excess, random)
+    intervals = pair_intervals(pair)
+    return judge(row, intervals), write_conclusion(units, stored.settings["seeds"], row, intervals, random)
 
 
 def measure(context: Context) -> Outcome:
@@ -264,6 +304,7 @@ def measure(context: Context) -> Outcome:
     summary = summarise(table)
     row, random = summary.iloc[0], summary.iloc[1:]
     pair = table[table["group"] == job.labels[0]]
+    intervals = pair_intervals(pair)
     own = [k for k, (g, _) in enumerate(job.joints) if g == 0]
     defined = [k for k in own if arrays.status(k) == OK]
     rows = interaction_report.to_long(table, job)
@@ -271,8 +312,8 @@ def measure(context: Context) -> Outcome:
     return Outcome(
         rows,
         collect_findings(pair, row, random),
-        judge(row, excess_interval(pair)),
-        write_conclusion([str(u) for u in job.groups[0]], len(job.seeds), row, excess_interval(pair), random),
+        judge(row, intervals),
+        write_conclusion([str(u) for u in job.groups[0]], len(job.seeds), row, intervals, random),
         {
             ".webp": style.encode_webp(
                 interaction_panel.panel(interaction_report.make_panel(arrays, table, row, (defined or own)[0])), dpi=100
