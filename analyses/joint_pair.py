@@ -150,8 +150,8 @@ class PairIntervals(NamedTuple):
 
 def pair_intervals(pair: pd.DataFrame) -> PairIntervals:
     """Compute the intervals of a pair from its table by seed."""
-    maps = t_interval(pair["territory_correlation"].tolist()) or (np.nan, np.nan)
-    return PairIntervals(excess_interval(pair), maps)
+    low, high = t_interval(pair["territory_correlation"].tolist()) or (np.nan, np.nan)
+    return PairIntervals(excess_interval(pair), (float(np.maximum(low, -1)), float(np.minimum(high, 1))))
 
 
 def excess_interval(pair: pd.DataFrame) -> tuple[float, float]:

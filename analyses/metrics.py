@@ -347,26 +347,30 @@ def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     more, C = {m: format_interval(findings[f"more {m}"], "+.4f") for m in OTHERS}, used_C(findings)
     patterns, noise = (CLAIM_WORDS[half] for half in halves)
     return verdict, (
-        f"That the patterns are the same {patterns} on the features that a metric moves. Measured is the agreement of "
-        f"profiles with l1's beyond that of different features; the patterns are the same where it is more than half "
-        f"of the ceiling (two seeds of l1). {' '.join(map(partial(agreement_phrase, findings), OTHERS))} That l1 has "
-        f"the least high-frequency noise {noise}: the share of the power is {more[L2]} higher for l2 and {more[LINF]} "
-        f"higher for linf. With a for the activation reached, C = {C:g} is "
-        f"{format_value(findings['C over a'].value, '.0f')} a. {range_phrase(findings)} With the largest C, "
-        f"l2's images correlate with l1's by only {format_value(findings[FAR].value)} in pixels."
+        f"That the patterns are the same {patterns}, on the features that a metric moves (n = "
+        f"{findings['agreement l1'].count} features): profiles under l2 and linf have to agree with l1's, beyond those "
+        f"of different features, by more than half as much as two seeds of l1 do (the ceiling). "
+        f"{' '.join(map(partial(agreement_phrase, findings), OTHERS))} That l1 has the least high-frequency noise "
+        f"{noise}: {format_value(findings['high l1'].value, '.3f')} of the power is there under l1, {more[L2]} more "
+        f"under l2 and {more[LINF]} more under linf. C = {C:g} is {format_value(findings['C over a'].value, '.0f')} "
+        f"times the activation a that features reach under l1. {range_phrase(findings)} With the largest C, l2's "
+        f"images correlate with l1's by only {format_value(findings[FAR].value)} in pixels."
     )
 
 
 def agreement_phrase(findings: Mapping[str, Finding], m: str) -> str:
-    """Describe one metric's agreement and its deficit from the ceiling, or why it is undefined."""
-    agreement, short = findings[f"agreement {m}"].value, findings[f"short {m}"]
+    """Describe one metric's agreement as a share of its ceiling, or why it is undefined."""
+    agreement, top, half = (findings[f"{name} {m}"] for name in ("agreement", "ceiling", "half"))
     live = format_value(findings[f"live {m}"].value, ".0%")
-    if agreement is None:
+    if agreement.value is None or not top.value:
         return f"{m} moves {live} of the features, fewer than the {FEWEST} that a comparison takes."
-    below = short.high is not None and short.high < 0
-    deficit = f"{'clearly below' if below else 'compared with'} the ceiling: {format_interval(short, '+.3f')}"
+    enough = (
+        True if half.low is not None and half.low > 0 else False if half.high is not None and half.high < 0 else None
+    )
+    words = {True: "more than half", False: "less than half", None: "not clearly more or less than half"}[enough]
     return (
-        f"{m} moves {live} of the features. Its agreement is {format_value(agreement)}, {deficit} (n = {short.count})."
+        f"{m} moves {live} of the features and agrees by {agreement.value / top.value:.0%} of the ceiling, {words} of "
+        f"it ({format_interval(half, '+.3f')} from half; n = {half.count})."
     )
 
 
