@@ -39,6 +39,15 @@ RECIPE = "article-normalised"
 STEPS, BITS_STEPS, EVERY, ALONE = 300, 60, 4, 8
 SHADES = ("#0072b2", "#d62728", "#009e73", "#e69f00")
 
+WORDS = {
+    "process": "in another process",
+    "alone": "when requested alone",
+    "order": "among others in reverse order",
+    "threads": "with another number of threads",
+}
+FEWEST = 8
+"""Fewest images whose profiles are compared: those of two are mirror images, whatever they show."""
+
 STUDY = Study(
     "reproducibility",
     section="Feature Visualization from First Principles",
@@ -261,7 +270,7 @@ def measure_divergence(
     seeds = np.mean([final_difference(p, s) for p, _, s, _ in runs], axis=0)
     single = [final_difference(p, x) for p, *_, x in runs if x is not None]
     pixel = np.mean(single, axis=0) if single else np.full(len(risen), np.nan)
-    alike = [profile_agreement(p["A"].values[0], r["A"].values[0]) for p, r, *_ in runs]
+    alike = [profile_agreement(p["A"].values[0], r["A"].values[0], FEWEST) for p, r, *_ in runs]
     same, different = (np.mean([getattr(a, k) for a in alike], axis=0) for k in ("same", "different"))
     units = [str(u) for u in runs[0][0]["image"].values]
     return [
@@ -395,19 +404,20 @@ def write_conclusion(
 ) -> str:
     """Write the conclusion."""
     text = "Images on this machine had the same bits: " + ", ".join(
-        f"{c.same} of {c.count} ({c.name})" for c in comparisons
+        f"{c.same} of {c.count} {WORDS[c.name]}" for c in comparisons
     )
     gaps = np.array([p.raised[-1] for p in divergences], dtype=float)
     if np.isfinite(gaps).any():
         mean, low, high = interval(gaps)
         text += (
-            f". One rounding in every pixel of the start grew to {mean:.2g} [{low:.2g}, {high:.2g}] in {steps[-1]} "
-            f"steps (root mean square, pixels 0 to 1; two seeds: {np.nanmean([p.seeds for p in divergences]):.2g}). It "
+            f". Raising every pixel of the start by one rounding, the smallest step of a 32-bit number, changed the "
+            f"image after {steps[-1]} steps by {mean:.2g} [{low:.2g}, {high:.2g}] (n = {len(gaps)}; root mean square, "
+            f"pixels 0 to 1; two seeds: {np.nanmean([p.seeds for p in divergences]):.2g}). It "
             f"{rounding_effect(divergences)}"
         )
     single = single_pixel_differences(divergences)
     if len(single):
-        text += f". One rounding in a single pixel changed {(single > 0).sum()} of {len(single)} images"
+        text += f". Raising a single pixel so changed {(single > 0).sum()} of {len(single)} images"
     threads = next((c for c in comparisons if c.name == "threads"), None)
     if threads is not None and threads.same < threads.count:
         other = threads.count - threads.same

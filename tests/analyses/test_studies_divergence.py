@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 
 from analyses import gradient_sum, reproducibility
 from analyses.gradient_sum import PairDivergence
 from analyses.reproducibility import BitComparison
+from featmap.runs.folder_layout import LIVE_CODES
 from tests.helpers import networks, tiny
 from tests.helpers.studying import context_of, value_of
 
@@ -194,6 +196,31 @@ def test_pairs_with_a_silent_feature_are_left_out_and_named(tmp_path: Path, monk
 # ---------------------------------------------------------------- reproducibility
 
 
+def random_run(count: int, seed: int) -> xr.Dataset:
+    """A finished run of `count` images of 2 x 2 pixels, two frames of each, and responses of 5 features."""
+    rng = np.random.default_rng(seed)
+    return xr.Dataset(
+        {
+            "status": (("seed", "image"), np.full((1, count), LIVE_CODES[0])),
+            "frames": (("seed", "image", "frame", "channel", "y", "x"), rng.random((1, count, 2, 3, 2, 2))),
+            "images": (("seed", "image", "channel", "y", "x"), rng.random((1, count, 3, 2, 2))),
+            "A": (("seed", "image", "response"), rng.random((1, count, 5))),
+        },
+        {"image": [f"layer:{k}" for k in range(count)], "frame": [0, 4]},
+    )
+
+
+def test_profiles_of_few_images_are_not_compared() -> None:
+    """Centred over two images they are mirror images of each other: correlations of 1 and -1, whatever was measured."""
+    for count, defined in ((2, False), (reproducibility.FEWEST - 1, False), (reproducibility.FEWEST, True)):
+        plain, raised, other = (random_run(count, seed) for seed in range(3))
+        found = reproducibility.measure_divergence("layer", [(plain, raised, other, None)])
+        assert [np.isfinite([d.same, d.different]).all() for d in found] == [defined] * count
+    one, two = ((a := run["A"].values[0]) - a.mean(0) for run in (plain, raised))
+    expected = np.corrcoef((one / one.std(0))[3], (two / two.std(0))[3])[0, 1]
+    assert found[3].same == pytest.approx(expected)
+
+
 def few_steps(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(reproducibility, "STEPS", steps)
     monkeypatch.setattr(reproducibility, "BITS_STEPS", 5)
@@ -225,10 +252,13 @@ def test_a_steep_ripple_makes_one_rounding_visible(tmp_path: Path, monkeypatch: 
     assert value_of(outcome, "gap:features") > 0.02
     assert value_of(outcome, "growth:features") > 1.5
     assert next(f for f in outcome.findings if f.name == "alone").count == 5
-    assert "5 of 5 (alone)" in outcome.conclusion and "is enough to change the image visibly" in outcome.conclusion
+    assert (
+        "5 of 5 when requested alone" in outcome.conclusion
+        and "is enough to change the image visibly" in outcome.conclusion
+    )
     assert outcome.verdict == "holds in part", "another machine was not measured"
     single = outcome.rows[(outcome.rows.part == "pixel")].value
-    assert f"in a single pixel changed {(single > 0).sum()} of 5 images" in outcome.conclusion
+    assert f"Raising a single pixel so changed {(single > 0).sum()} of 5 images" in outcome.conclusion
     assert outcome.conclusion.endswith("Another machine, such as the claim's Colab, was not measured.")
 
 
