@@ -24,12 +24,13 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from analyses.formulas.held_out import HeldOutRunnersUp
-from analyses.support.findings import Finding, interval, mean_finding, share_finding, value_finding
+from analyses.support.findings import CLAIM_WORDS, Finding, interval, mean_finding, share_finding, value_finding
 from analyses.support.runners_up import (
     COLUMNS,
     HELD_OUT,
     RunnerUp,
     best_responses,
+    describe_runner_up,
     evaluate_runners_up,
     held_out_rows,
     image_channels,
@@ -138,29 +139,6 @@ def best_own_responses(
     rose = np.isin(data["status"].values, LIVE_CODES)
     values = np.where(rose, data["activation"].values, np.nan)
     return {c: values[:, k] for k, c in enumerate(channels)}
-
-
-def describe_runner_up(
-    layer: str, data: xr.Dataset, other: xr.Dataset, target: int, channel: int, own: dict[int, np.ndarray]
-) -> RunnerUp:
-    """Describe one runner-up; `other` holds the images of other features."""
-    responses, row = data["A"].values, image_channels(data).index(target)
-    others = [
-        k for k, c in enumerate(image_channels(other)) if c not in (target, channel) and c in risen_channels(other)
-    ]
-    images = other["A"].values[:, others]
-    elsewhere, ranks = images[:, :, channel], 1 + (images > images[:, :, [channel]]).sum(2)
-    return RunnerUp(
-        layer,
-        target,
-        channel,
-        responses[:, row, channel],
-        data["null"].values[:, channel],
-        responses[:, row, target],
-        own.get(channel, np.full(len(responses), np.nan)),
-        elsewhere.mean(1) if others else np.full(len(responses), np.nan),
-        float(ranks.mean()) if others else float("nan"),
-    )
 
 
 def any_defined(values: Sequence[float]) -> bool:
@@ -282,9 +260,13 @@ def judge(of_named: Sequence[RunnerUp], chosen: Mapping[str, HeldOutRunnersUp]) 
     own = respond_to_targets(chosen)
     if not of_named or not any_defined([of_named[0].share]) or own is None:
         return "not decided"
-    first = of_named[0]
-    almost = bool((first.activation > first.null).all()) and first.share >= ALMOST
+    almost = ends_almost_as_active(of_named[0])
     return "holds" if almost and own else "holds in part" if almost or own else "does not hold"
+
+
+def ends_almost_as_active(first: RunnerUp) -> bool:
+    """Check whether a runner-up rises above its null image from every seed, and to `ALMOST` of the target."""
+    return bool((first.activation > first.null).all()) and first.share >= ALMOST
 
 
 def build_outcome(
@@ -311,9 +293,13 @@ def write_conclusion(
     """Write the conclusion."""
     if of_named:
         first = of_named[0]
+        almost = CLAIM_WORDS[ends_almost_as_active(first) if np.isfinite(first.share) else None]
+        by_seed = first.activation / np.where(first.reached > 0, first.reached, np.nan)
+        spread = f"; by seed {np.nanmin(by_seed):.3f} to {np.nanmax(by_seed):.3f}" if any_defined(by_seed) else ""
         text = (
-            f"While {named} was maximised, feature {first.channel} reached {first.share:.2f} of its activation "
-            f"({first.before:.2f} on the null image)"
+            f"That another feature ends almost as active {almost}: while {named} was maximised, feature "
+            f"{first.channel} reached {first.share:.2f} of its activation (limit {ALMOST:g}{spread}; "
+            f"{first.before:.2f} on the null image)"
         )
         own = first.coactivation
         text += f" and {own:.2f} of its own best" if np.isfinite(own) else "; its own descent did not rise"
@@ -343,7 +329,8 @@ def held_out_sentence(chosen: Mapping[str, HeldOutRunnersUp]) -> str:
             f"{one.gap.mean():.2f} above their mean on the other features' images (p {one.p:.2g}); "
             f"{one.percentile.mean():.0%} of those images drive them as high"
         )
-    return ". " + ". ".join(["Runners-up were then chosen on one seed and measured on the others", *parts])
+    words = f"That runners-up respond to their targets' images {CLAIM_WORDS[respond_to_targets(chosen)]}: they were "
+    return ". " + ". ".join([f"{words}chosen on one seed and measured on the others", *parts])
 
 
 def restate(stored: StoredResult) -> tuple[Verdict, str]:

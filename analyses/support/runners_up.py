@@ -242,3 +242,45 @@ def rank_others(profile: np.ndarray, target: int) -> np.ndarray:
     """
     order = np.argsort(-np.nan_to_num(profile, nan=-np.inf, posinf=-np.inf, neginf=-np.inf), kind="stable")
     return np.array([c for c in order if c != target and np.isfinite(profile[c])], dtype=int)
+
+
+def describe_runner_up(
+    layer: str, data: xr.Dataset, other: xr.Dataset, target: int, channel: int, own: dict[int, np.ndarray]
+) -> RunnerUp:
+    """Describe one runner-up.
+
+    Parameters
+    ----------
+    layer : str
+        Name of the layer.
+    data : xarray.Dataset
+        Result of `featmap.maximise` with the target's images.
+    other : xarray.Dataset
+        The same with the images of other features.
+    target, channel : int
+        Channels of the target and of the runner-up.
+    own : dict of int to numpy.ndarray
+        Responses of channels to their own images, by seed.
+
+    Returns
+    -------
+    RunnerUp
+        The runner-up.
+    """
+    responses, row = data["A"].values, image_channels(data).index(target)
+    others = [
+        k for k, c in enumerate(image_channels(other)) if c not in (target, channel) and c in risen_channels(other)
+    ]
+    images = other["A"].values[:, others]
+    elsewhere, ranks = images[:, :, channel], 1 + (images > images[:, :, [channel]]).sum(2)
+    return RunnerUp(
+        layer,
+        target,
+        channel,
+        responses[:, row, channel],
+        data["null"].values[:, channel],
+        responses[:, row, target],
+        own.get(channel, np.full(len(responses), np.nan)),
+        elsewhere.mean(1) if others else np.full(len(responses), np.nan),
+        float(ranks.mean()) if others else float("nan"),
+    )
