@@ -18,7 +18,7 @@ import typer
 
 from analyses.support.commands import run
 from analyses.support.provenance import UNRECORDED, outdated
-from analyses.support.records import MANY_WORDS, describe_descents, describe_left_out, read_stored
+from analyses.support.records import IN_FULL, MANY_WORDS, describe_descents, describe_left_out, read_stored
 from analyses.support.study import NETWORKS, RESULTS, StoredResult, Study, Verdict
 from analyses.support.verdicts import (
     describe_caveats,
@@ -50,22 +50,28 @@ weights are available, or on any other network with `--layers`:
     python -m analyses.tables       # writes this page from the stored results
     python -m analyses.all --stale  # says which results, pictures and pages are older than what they rest on
 
-A study draws 16 features of each layer at random and uses three seeds of the noise, unless its claim names units;
+By default a study draws 16 features of each layer at random and uses three seeds of the noise, as on the bundled
+network; on networks trained on ImageNet fewer were drawn, for time. Units that a claim names are measured as well:
 `--units LAYER:CHANNEL,...` names features to measure before any is drawn, each with rows of its own. On InceptionV3
 those that the article names are measured so; where weights are not the article's, they are the same numbers, most
 likely of other features.
 
-Brackets are 95 % intervals over n features, each averaged over seeds first, unless a row says otherwise. The claims are
-our paraphrases. A verdict concerns only the network and the sizes that were measured: the bundled network is small and
-was trained on small images, those of the article on ImageNet. Other networks may have been measured with fewer layers,
-features or seeds, or smaller images, than by default: the line with the link to the table has the layers, features and
-seeds, the recipes with their image sizes and numbers of steps, and the command. Images may be smaller than the
-network's input size; `--size PIXELS` makes others. Results with `--full`, by the article's own recipes, stand beside
-those without it. Where `--model` is `package.module:factory`, the factory returns the network with its weights loaded;
-`python -m analyses.all --factories MODULE` runs all those commands again. The photograph `grace_hopper.jpg` is in
-matplotlib's sample data. Many features of a network trained on ImageNet have no gradient on noise; `--rescue 1` passes
-one through dead ReLUs where a recipe does not do so itself, and what is left out all the same is counted beside the
-result.
+Brackets are 95 % intervals over n features, each averaged over seeds first, unless a row says otherwise; with few
+features they are wide, and may end beyond what is possible. The claims are our paraphrases. A verdict concerns only the
+network and the sizes that were measured: the bundled network is small and was trained on small images, those of the
+article on ImageNet. Other networks may have been measured with fewer layers, features or seeds, or smaller images, than
+by default: the line with the link to the table has the layers, features and seeds, the recipes with their image sizes
+and numbers of steps, and the command. Images may be smaller than the network's input size; `--size PIXELS` makes
+others. Results with `--full`, by the article's own recipes and numbers of steps but not always at its sizes, stand
+beside those without it. Where `--model` is `package.module:factory`, the factory returns the network with its weights
+loaded; `python -m analyses.all --factories MODULE` runs all those commands again.
+
+The photograph `grace_hopper.jpg` is in matplotlib's sample data; this prints where:
+
+    python -c "from matplotlib.cbook import get_sample_data as f; print(f('grace_hopper.jpg', asfileobj=False))"
+
+Many features of a network trained on ImageNet have no gradient on noise; `--rescue 1` passes one through dead ReLUs
+where a recipe does not do so itself, and what is left out all the same is counted beside the result.
 """
 
 
@@ -180,7 +186,10 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
             lines.append(f"| {' | '.join(cells)} | {finding['count']:,} |")
     trained = measured_networks(records)
     lines += [
-        f"| {model} | {escape_cell(describe_gap(study, model))} | | |" for model in NETWORKS if model not in trained
+        f"| {model}{IN_FULL * full} | {escape_cell(describe_gap(study, model, full=full))} | | |"
+        for full in (False, True)
+        for model in NETWORKS
+        if f"{model}{IN_FULL * full}" not in trained and (not full or any(name.endswith(IN_FULL) for name in trained))
     ]
     for model, record in records.items():
         settings = record["settings"]

@@ -51,7 +51,9 @@ PART = re.compile(r"(?:^|[.] |claim )[Tt]hat ([^.:]+?),? (holds|does not hold|is
 """A part of a claim, and whether it holds, in a conclusion."""
 FEW = 5
 """Features below which a mean says little."""
-PAIR_FIELDS = {"googlenet": 331, "inception_v3": 255}
+SAMPLES = {"joint_pair": "1 pair", "gradient_sum": "{} pairs"}
+"""What a study is about, where that is not features of each layer."""
+PAIR_FIELDS = {"reference": 139, "googlenet": 331, "squeezenet": 143, "inception_v3": 255}
 """Sides in pixels of the fields of the second feature of `joint_pair`, by network."""
 FEW_PAIRS, BRANCHES, MODULES = 10, 4, ("reference", "googlenet", "inception_v3")
 """Random pairs among which a pair has no place yet; branches of a module of these networks."""
@@ -129,11 +131,11 @@ def describe_caveats(study: Study, model: str, record: Record) -> list[str]:
             if 0 < count < FEW
         ]
     if study.name == "joint_pair":
-        texts.append("How far the patterns of one are missing where the other's are is measured, and not in the rule")
         size = max((descent["sizes"][-1] for descent in record.get("descents", [])), default=None)
         if size is not None and size < PAIR_FIELDS.get(model, 0):
             texts.append(
-                f"Images of {size} pixels are smaller than the second feature's field, so that places say little"
+                f"Images of {size} pixels are smaller than the second feature's field ({PAIR_FIELDS[model]} pixels): "
+                "where the two fire in them says little"
             )
     return [text for text in texts if text]
 
@@ -167,7 +169,7 @@ def _describe_share(finding: Mapping[str, Any], layer: str) -> str:
     return f"The share outside the field in {layer} is of {finding['count']} of {drawn} drawn features{why}"
 
 
-def filling_command(study: Study, model: str) -> str:
+def filling_command(study: Study, model: str, *, full: bool = False) -> str:
     """Write the command that measures a study on a network.
 
     Parameters
@@ -176,6 +178,8 @@ def filling_command(study: Study, model: str) -> str:
         The study.
     model : str
         Name of the network's column.
+    full : bool, default False
+        Whether the result in full is meant.
 
     Returns
     -------
@@ -183,10 +187,11 @@ def filling_command(study: Study, model: str) -> str:
         The command.
     """
     image = " --image PHOTOGRAPH" if study.takes_image else ""
-    return f"python -m analyses.{study.name}{OPTIONS.get(model, f' --model {model}')}{image}"
+    options = f"{OPTIONS.get(model, f' --model {model}')}{image}{' --full' * full}"
+    return f"python -m analyses.{study.name}{options}"
 
 
-def describe_gap(study: Study, model: str) -> str:
+def describe_gap(study: Study, model: str, *, full: bool = False) -> str:
     """Say that a study was not measured on a network, and how it can be.
 
     Parameters
@@ -195,13 +200,15 @@ def describe_gap(study: Study, model: str) -> str:
         The study.
     model : str
         Name of the network's column.
+    full : bool, default False
+        Whether the result in full is meant.
 
     Returns
     -------
     str
         Text of a table cell.
     """
-    return f"{NOT_MEASURED}: `{filling_command(study, model)}`"
+    return f"{NOT_MEASURED}: `{filling_command(study, model, full=full)}`"
 
 
 def measured_networks(records: Mapping[str, Record]) -> dict[str, Record]:
@@ -277,6 +284,28 @@ def describe_parts(records: Mapping[str, Record]) -> str:
     return f"Parts of the claim that differ between networks: {'; '.join(differing)}." if differing else ""
 
 
+def describe_verdict(study: Study, record: Record) -> str:
+    """Write a verdict with the number of parts that hold and the size of the sample.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    record : mapping
+        A stored record.
+
+    Returns
+    -------
+    str
+        Text of a table cell, such as "holds in part (2 of 3; 8 x 2)".
+    """
+    parts = [outcome for _, outcome in PART.findall(record["conclusion"])]
+    held = f"{parts.count('holds')} of {len(parts)}; " if len(parts) > 1 else ""
+    settings = record["settings"]
+    sample = SAMPLES.get(study.name, "{}").format(settings["features"])
+    return f"{record['verdict']} ({held}{sample} x {settings['seeds']})"
+
+
 def verdict_table(studies: Sequence[Study], records: Mapping[str, Mapping[str, Record]]) -> str:
     """Write the table of verdicts, one row for each study and one column for each network.
 
@@ -296,16 +325,23 @@ def verdict_table(studies: Sequence[Study], records: Mapping[str, Mapping[str, R
     stored = [record for by_model in measured.values() for record in by_model.values()]
     further = {str(record["model"]) for record in stored} - set(NETWORKS)
     models = (*NETWORKS, *sorted(further))
-    lines = ["## Verdicts", "", f"| study | {' | '.join(models)} |", f"|---|{'---|' * len(models)}"]
+    names = [f"{m} (bundled)" if m == "reference" else m for m in models]
+    lines = ["## Verdicts", "", f"| study | {' | '.join(names)} |", f"|---|{'---|' * len(models)}"]
     for study in studies:
         for in_full in ("", IN_FULL):
             of_study = {m: record for m in models if (record := measured[study.name].get(f"{m}{in_full}"))}
             if of_study or not in_full:
-                cells = [of_study[m]["verdict"] if m in of_study else NOT_MEASURED for m in models]
+                cells = [describe_verdict(study, of_study[m]) if m in of_study else NOT_MEASURED for m in models]
                 lines.append(f"| [{study.name}](#{study.name}){in_full} | {' | '.join(cells)} |")
-    lines += ["", "Each section gives the command that fills a gap, and says where networks disagree."]
+    lines += [
+        "",
+        "In brackets: how many of the parts of a claim hold, where it has several, and features drawn of each layer x "
+        "seeds. Each section says which parts these are and where networks disagree, and gives the command that fills "
+        "a gap.",
+    ]
     if any(record["settings"].get("full") for record in stored):
-        lines += ["", '"In full": with `--full`, by the article\'s own recipes and numbers of steps.']
+        words = '"In full": with `--full`, by the article\'s own recipes and numbers of steps, at the image size that '
+        lines += ["", f"{words}the section names."]
     for model in models:
         origins = {
             f"{record['origin'].replace('<', '&lt;')} (weights {record['weights_sha256'][:12]})": None

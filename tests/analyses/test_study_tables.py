@@ -266,9 +266,9 @@ def test_the_table_of_verdicts_has_a_row_for_each_study_and_a_column_for_each_ne
     }
     text = verdicts.verdict_table([STUDY, other], records)
     assert text.splitlines()[2:6] == [
-        f"| study | {' | '.join(NETWORKS)} | own |",
+        f"| study | {' | '.join(NETWORKS).replace('reference', 'reference (bundled)')} | own |",
         f"|---|{'---|' * 6}",
-        f"| [some](#some) | holds |{' not measured |' * 4} does not hold |",
+        f"| [some](#some) | holds (4 x 2) |{' not measured |' * 4} does not hold (4 x 2) |",
         f"| [other](#other) |{' not measured |' * 6}",
     ]
     assert text.splitlines()[-1] == (
@@ -288,13 +288,24 @@ def test_a_result_in_full_has_a_row_of_its_own_in_the_columns_of_its_network(tmp
     lines = verdicts.verdict_table([STUDY], {"some": records}).splitlines()
     assert lines[2].endswith("| own |") and "in full" not in lines[2]
     assert lines[4:6] == [
-        "| [some](#some) | not measured | holds | not measured | not measured | not measured | holds |",
-        "| [some](#some) in full | not measured | does not hold |" + " not measured |" * 4,
+        "| [some](#some) | not measured | holds (4 x 2) |" + " not measured |" * 3 + " holds (4 x 2) |",
+        "| [some](#some) in full | not measured | does not hold (4 x 2) |" + " not measured |" * 4,
     ]
     text = tables.study_section(STUDY, records)
     assert "**googlenet in full**: the claim does not hold. It is 0.5." in text
+    gap = "| {0} in full | not measured: `python -m analyses.some --model {0} --full` | | |"
+    assert gap.format("inception_v3") in text and gap.format("googlenet") not in text
+    assert "--full" not in tables.study_section(STUDY, {"own": record("own")}).replace("With `--full`", "")
     assert "--full; --size 224; --features" in text and "results/some/googlenet-full.csv" in text
     assert "it holds on googlenet and own, it does not hold on googlenet in full" in text
+
+
+def test_a_verdict_names_the_parts_that_hold_and_the_sample() -> None:
+    parts = "That it rises holds: by 0.5. That b does not hold, as measured. That d is not decided. That e holds."
+    assert verdicts.describe_verdict(STUDY, record("own", conclusion=parts)) == "holds (2 of 4; 4 x 2)"
+    assert verdicts.describe_verdict(STUDY, record("own", conclusion="That it rises holds.")) == "holds (4 x 2)"
+    pairs = [verdicts.describe_verdict(replace(STUDY, name=name), record("own")) for name in verdicts.SAMPLES]
+    assert pairs == ["holds (1 pair x 2)", "holds (4 pairs x 2)"]
 
 
 def test_networks_that_disagree_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,13 +398,12 @@ def test_what_is_said_beside_a_result_depends_on_what_was_measured() -> None:
         f"The features have the numbers that the article names (the first ones of each layer); {other}"
     ]
     pair = replace(STUDY, name="joint_pair")
-    same, rule = say(pair, findings=[finding(name="random_excess", count=30)])
-    assert rule.endswith("is measured, and not in the rule")
+    (same,) = say(pair, findings=[finding(name="random_excess", count=30)])
     assert same == f"The features of the pair have the numbers that the article names; {other}"
     small = [{"recipe": "interact", "sizes": [96], "steps": 60}]
-    _, few, _, places = say(pair, findings=[finding(name="random_excess", count=1)], descents=small)
+    _, few, places = say(pair, findings=[finding(name="random_excess", count=1)], descents=small)
     assert few.startswith("1 random pair was measured beside it") and places.startswith("Images of 96 pixels are small")
-    assert len(say(pair, findings=[], descents=[small[0] | {"sizes": [299]}])) == 2
+    assert len(say(pair, findings=[], descents=[small[0] | {"sizes": [299]}])) == 1
     unit = replace(STUDY, name="maximised_unit")
     assert say(unit) == ["With one neuron in each branch, means of branches have no interval"]
     assert say(unit, settings=drawn["settings"] | {"features": 8}) == []
