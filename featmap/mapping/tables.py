@@ -267,16 +267,22 @@ def summarise_clusters(clusters: Clusters) -> dict[str, Any]:
     Returns
     -------
     dict
-        Plain JSON values: whether the nulls allow clusters, their number and sizes, modularity and p-values.
+        Plain JSON values: whether the nulls allow clusters, how many there are of two features or more, their sizes
+        and the number of features in none, modularity (mean over Louvain runs, which is what p-values are about; and
+        of their consensus), p-values and the sentence that the command prints.
     """
+    communities = clusters.communities
+    sizes = communities.sizes if clusters.allowed else []
     return {
         "allowed": bool(clusters.allowed),
-        "count": int(clusters.labels.nunique()) if clusters.allowed else 0,
-        "sizes": sorted(Counter(clusters.communities.labels).values(), reverse=True),
-        "modularity": float(clusters.communities.modularity),
+        "count": sum(size > 1 for size in sizes),
+        "sizes": [size for size in sizes if size > 1],
+        "single": sum(size == 1 for size in sizes),
+        "modularity": float(communities.mean_modularity),
+        "consensus_modularity": float(communities.modularity),
         "p_permuted": float(clusters.p_permuted),
         "p_one_factor": float(clusters.p_factor),
-        "louvain_self_agreement": float(clusters.communities.self_agreement),
+        "louvain_self_agreement": float(communities.self_agreement),
         "sentence": clusters.summary(),
     }
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scipy.cluster.hierarchy import is_monotonic, is_valid_linkage, leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from featmap.mapping.tables import summarise_clusters
 from featmap.stats import clustering
 from featmap.stats.clustering import ClusterSettings, find_clusters, leaf_order, neighbour_graph
 from featmap.stats.measures import profile
@@ -147,6 +148,10 @@ def test_a_live_feature_without_a_profile_is_a_cluster_of_its_own() -> None:
     assert found.allowed and found.communities.sizes[-1] == 1
     assert found.labels["inception4a:5"] == len(found.communities.sizes) - 1
     assert "hold 35 of 36 features" in found.summary()
+    said = summarise_clusters(found)
+    assert (said["count"], said["sizes"], said["single"]) == (3, [12, 12, 11], 1), "as the sentence has it"
+    assert f"modularity {said['modularity']:.3f}" in said["sentence"]
+    assert said["modularity"] == pytest.approx(np.mean(found.communities.run_modularity))
 
 
 @pytest.mark.parametrize(
