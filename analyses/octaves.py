@@ -8,6 +8,7 @@ The three recipes divide the gradient by its root mean square, so that their ste
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -61,22 +62,24 @@ SHOWN, SIDE = 3, 96
 STUDY = Study(
     "octaves",
     section="Feature Visualization from First Principles",
-    claim="Octaves with blur give images that are generally clearer than those of down-sampling alone, and of "
-    "qualitatively the same patterns as plain descent's; without octaves a minority of the first layer's features show "
-    'a fine grid like that of a CRT (in section "Mapping InceptionV3 Features").',
+    claim="Octaves with blur give images that are of higher resolution and generally clearer than with down-sampling "
+    "alone, and of qualitatively the same patterns as plain descent's; without octaves a minority of the first layer's "
+    'features show a fine grid like that of a CRT (in section "Mapping InceptionV3 Features").',
     measured="high-frequency power (above half the Nyquist frequency), activation reached and agreement of response "
     "profiles of the same features under three recipes, all with the gradient divided by its RMS, and the share of "
     "first-layer features with a regular grid in the spectrum (spectra of the images as shown, clipped to [0, 1])",
-    rule="octaves count as clearer than down-sampling alone (the low-resolution recipe) if the interval of its "
-    "high-frequency share minus theirs (paired) is above 0, as not clearer if it is below 0, and this is undecided "
-    "where it spans 0 (fewer high frequencies are less noise; clearness is more than that, and the last blur of the "
-    "low-resolution recipe is the wider one); the patterns are the same if the interval of the agreement of plain "
-    "descent and octaves is above 0 and its mean is at least half of that of two seeds of plain descent; a minority "
-    "shows grids if the share of first-layer features with a grid in most seeds is below a half for plain descent, and "
-    "lower with octaves (undecided where it is lower with octaves and the interval of the first spans a half); an "
-    "undefined agreement counts as not true, other undefined parts as undecided. The claim holds if all three are "
-    "true, in part if one or two are; otherwise it is not decided where one is undecided, and does not hold where none "
-    "is",
+    rule="three parts are measured. Octaves give a higher resolution than down-sampling alone (the low-resolution "
+    "recipe) if they keep more high frequencies, that is if the interval of the octaves' high-frequency share minus "
+    "that recipe's (paired by feature) is above 0; this part does not hold if the interval is below 0, and is not "
+    "decided if it spans 0. (The low-resolution recipe ends with the wider blur, which alone leaves fewer.) High "
+    "frequencies are detail or noise, which this share cannot tell apart, so whether images are clearer is not "
+    "decided. The patterns are those of plain descent if the interval of the agreement of plain descent and octaves is "
+    "above 0 and its mean is at least half of that of two seeds of plain descent, whatever activation is reached. "
+    '"Without octaves" is read as plain descent: a minority shows grids if the share of first-layer features with a '
+    "grid in most seeds is below a half for plain descent, and lower with octaves (not decided where it is lower with "
+    "octaves and the interval of the first share spans a half). An undefined agreement counts as not true, other "
+    "undefined parts as not decided. The claim holds if all three measured parts hold, and in part if one or two do; "
+    "otherwise it is not decided where a part is not decided, and does not hold where none is",
     units={"inception_v3": (FIRST_FEATURES,)},
     full="the article's sizes and steps: 299 pixels and 300 steps plain, 299 to 224 and 100 steps at low resolution, "
     "299 to 380 and 300 steps with octaves",
@@ -129,7 +132,7 @@ def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Ou
     named = [("high share", label, "", f"high-frequency share of the power, {label}", "") for label in LABELS]
     named.append(("same", PLAIN, OCTAVES, f"correlation of profiles, {PLAIN} and octaves", ""))
     findings |= {f.name: f for f in named_rows(context, rows, named)}
-    verdict, conclusion = judge(findings)
+    verdict, conclusion = judge(findings, rows, context.layers)
     figures: dict[str, Figure | bytes] = {
         "": draw_figure(late, findings),
         "-images.webp": encode_webp(draw_sheet(sets), dpi=100),
@@ -215,42 +218,109 @@ def _collect_findings(rows: pd.DataFrame) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
-def judge(findings: dict[str, Finding]) -> tuple[Verdict, str]:
-    """Judge the claim by the rule of the study, and write the conclusion.
+def judge_parts(findings: dict[str, Finding]) -> dict[str, bool | None]:
+    """Judge the measured parts of the claim by the rule of the study; None where a part is not decided.
 
-    An undefined agreement counts as not true; other parts are undecided where they are undefined, or where an interval
-    spans its limit.
+    An undefined agreement counts as not true; other parts are not decided where they are undefined, or where an
+    interval spans its limit.
     """
-    less, across, again = findings["less low"], findings[f"{PLAIN}, {OCTAVES}"], findings[f"{PLAIN}, {PLAIN}"]
-    parts = [
-        None if less.low is None or less.high is None or less.low <= 0 <= less.high else less.low > 0,
-        None not in (across.value, again.value) and (across.low or 0) > 0 and across.value >= again.value / 2,
-        minority_with_grids(findings[f"grid {PLAIN}"], findings[f"grid {OCTAVES}"]),
-    ]
-    verdict: Verdict = "not decided" if None in parts else "does not hold"
-    if any(parts):
-        verdict = "holds" if all(parts) else "holds in part"
-    clearer, same, minority = (CLAIM_WORDS[part] for part in parts)
+    more, across, again = more_than_lowres(findings), findings[f"{PLAIN}, {OCTAVES}"], findings[f"{PLAIN}, {PLAIN}"]
+    same = across.value is not None and again.value is not None and across.value >= again.value / 2
+    return {
+        "finer": None if more.low is None or more.high is None or more.low <= 0 <= more.high else more.low > 0,
+        "same": same and (across.low or 0) > 0,
+        "grids": minority_with_grids(findings[f"grid {PLAIN}"], findings[f"grid {OCTAVES}"]),
+    }
+
+
+def more_than_lowres(findings: dict[str, Finding]) -> Finding:
+    """Look up by how much the high-frequency share of octaves exceeds that of the low-resolution recipe."""
+    less = findings["less low"]
+    value, low, high = (None if v is None else -v for v in (less.value, less.high, less.low))
+    return Finding("more", value, low, high, less.count, f"high-frequency share, {OCTAVES} minus {LOWRES} (paired)")
+
+
+def combine(parts: dict[str, bool | None]) -> Verdict:
+    """Combine the measured parts into a verdict."""
+    held = list(parts.values())
+    if any(held):
+        return "holds" if all(held) else "holds in part"
+    return "not decided" if None in held else "does not hold"
+
+
+def judge(findings: dict[str, Finding], rows: pd.DataFrame, layers: Sequence[str]) -> tuple[Verdict, str]:
+    """Judge the claim, and write the conclusion.
+
+    `layers`: those whose response profiles were compared, without the first one.
+    """
+    parts = judge_parts(findings)
+    finer, same, minority = (CLAIM_WORDS[parts[part]] for part in ("finer", "same", "grids"))
     high = [format_value(findings[f"high {recipe}"].value, ".3f") for recipe in (OCTAVES, LOWRES, PLAIN)]
-    grids = format_interval(findings[f"grid {PLAIN}"], ".0%")
-    return verdict, (
-        f"That octaves are clearer than down-sampling alone {clearer}, judged by high frequencies alone: they "
-        f"leave {high[0]} of the power there, the low-resolution recipe leaves {high[1]} and plain descent {high[2]}. "
-        f"That the patterns are those of plain descent {same}: the two images of a feature agree by "
-        f"{format_value(across.value)} more than images of different features do. Two seeds of plain descent agree by "
-        f"{format_value(again.value)} more. That a minority of the first layer's features shows a grid without "
-        f"octaves, and fewer with them, {minority}: {grids} do with plain descent, "
-        f"{format_value(findings[f'grid {OCTAVES}'].value, '.0%')} with octaves and "
-        f"{format_value(findings[f'grid {LOWRES}'].value, '.0%')} with the low-resolution recipe."
+    more, across, again = more_than_lowres(findings), findings[f"{PLAIN}, {OCTAVES}"], findings[f"{PLAIN}, {PLAIN}"]
+    seeds = rows["seed"].nunique()
+    profiles = (
+        f"response profiles of a feature's two images agree by {format_value(across.value)} more than those of "
+        f"different features (n = {across.count}), which is {ceiling_share(across, again)} of what two seeds of plain "
+        f"descent reach ({format_value(again.value)})"
+    )
+    reached = [format_share(findings[f"ratio {recipe}"]) for recipe in (OCTAVES, LOWRES)]
+    grids = [findings[f"grid {recipe}"] for recipe in (PLAIN, OCTAVES, LOWRES)]
+    shares = [format_interval(grids[0], ".0%"), *(format_value(grid.value, ".0%") for grid in grids[1:])]
+    return combine(parts), (
+        f"That octaves give a higher resolution than down-sampling alone {finer}: they leave {high[0]} of the power at "
+        f"high frequencies and the low-resolution recipe {high[1]}, a difference of {format_interval(more, '.3f')} "
+        f"(paired; n = {more.count} features of {' and '.join(layers)}, {seeds} seed{'s' * (seeds > 1)} each). Whether "
+        "their images are also clearer is not decided: this share cannot tell detail from noise, and the noisy images "
+        f"of plain descent, which has no blur, have {high[2]}. "
+        f"That the patterns are those of plain descent {same}: {profiles}. Similar patterns do not mean similar "
+        f"activation: octaves reach {reached[0]} of plain descent's activation, and the low-resolution recipe "
+        f"{reached[1]} (geometric means, n = {findings[f'ratio {OCTAVES}'].count}). "
+        f"That a minority of the first layer's features shows a grid without octaves, and fewer with them, {minority}: "
+        f"{shares[0]} of {grids[0].count} features do with plain descent, and {shares[1]} with octaves. "
+        f'Here "without octaves" is read as plain descent; with the low-resolution recipe, the other reading, '
+        f"{shares[2]} do.{describe_periods(rows)}"
+    )
+
+
+def ceiling_share(across: Finding, again: Finding) -> str:
+    """Express the agreement of two recipes as a share of that of two seeds."""
+    if across.value is None or again.value is None or again.value <= 0:
+        return "an undefined share"
+    return f"{across.value / again.value:.0%}"
+
+
+def format_share(finding: Finding) -> str:
+    """Format a share with its interval, in percent with two digits where it is small."""
+
+    def percent(value: float | None) -> str:
+        return format_value(value, ".0%" if value is None or value >= 0.0995 else ".1%" if value >= 0.00995 else ".2%")
+
+    if finding.low is None or finding.high is None:
+        return percent(finding.value)
+    return f"{percent(finding.value)} [{percent(finding.low)}, {percent(finding.high)}]"
+
+
+def describe_periods(rows: pd.DataFrame) -> str:
+    """Say at which period the grids of plain descent repeat; empty where there are none."""
+    periods = rows.loc[(rows["measure"] == "grid period") & (rows["recipe"] == PLAIN), "value"].astype(int)
+    if periods.empty:
+        return ""
+    common, count = int(periods.mode()[0]), int((periods == periods.mode()[0]).sum())
+    images = f"all {count}" if count == len(periods) else f"{count} of the {len(periods)}"
+    return (
+        f" In {images} images of plain descent that show a grid, it repeats every {common} pixels, as a convolution "
+        f"with a stride of {common} would leave it."
     )
 
 
 def minority_with_grids(plain: Finding, octaves: Finding) -> bool | None:
     """Check whether fewer than half of the features have a grid under plain descent, and fewer with octaves.
 
-    None where the interval of the first share spans a half.
+    None where a share is undefined, or the interval of the first one spans a half.
     """
-    if plain.value is None or octaves.value is None or octaves.value >= plain.value:
+    if plain.value is None or octaves.value is None:
+        return None
+    if octaves.value >= plain.value:
         return False
     if plain.low is None or plain.high is None or plain.low < 0.5 < plain.high:
         return None
@@ -259,7 +329,7 @@ def minority_with_grids(plain: Finding, octaves: Finding) -> bool | None:
 
 def restate(stored: StoredResult) -> tuple[Verdict, str]:
     """Write verdict and conclusion from the stored result."""
-    return judge(stored.findings)
+    return judge(stored.findings, stored.rows, stored.settings["layers"])
 
 
 @house_style

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,23 @@ def put(module: nn.Module, tmp_path: Path, size: int = 40, seeds: int = 2) -> Ou
     return octaves.measure(context, size, 9)
 
 
+def known() -> dict[str, Finding]:
+    """Findings by which no part holds: fewer high frequencies, agreements around 0, and grids in most features."""
+    held = {f"{octaves.PLAIN}, {other}": finding(0, -1, 1) for other in (octaves.PLAIN, octaves.OCTAVES)}
+    held |= {f"high {label}": finding(0.1) for label in octaves.LABELS}
+    held |= {f"ratio {label}": finding(0.5) for label in (octaves.LOWRES, octaves.OCTAVES)}
+    held |= {f"grid {label}": finding(0.7, 0.6, 0.8) for label in octaves.LABELS}
+    return held | {"less low": finding(0.02, 0.01, 0.03)}
+
+
+def observed(periods: Sequence[int] = ()) -> pd.DataFrame:
+    """Rows of three seeds, and of grids with these periods under plain descent, one of 5 pixels with octaves."""
+    rows = [("activation", seed, octaves.PLAIN, 1.0) for seed in range(3)]
+    rows += [("grid period", 0, octaves.PLAIN, float(p)) for p in periods]
+    rows.append(("grid period", 0, octaves.OCTAVES, 5.0))
+    return pd.DataFrame(rows, columns=["measure", "seed", "recipe", "value"])
+
+
 def test_blur_removes_the_grid_that_a_stride_of_two_leaves(tmp_path: Path) -> None:
     outcome = put(linear(2), tmp_path)
     periods = outcome.rows[outcome.rows["measure"] == "grid period"]
@@ -44,28 +62,73 @@ def test_blur_removes_the_grid_that_a_stride_of_two_leaves(tmp_path: Path) -> No
     assert value_of(outcome, f"grid {octaves.LOWRES}") == 0
     assert value_of(outcome, "less") > 0.1
     assert outcome.verdict == "holds in part"  # all of the features are no minority
-    assert "fewer with them, does not hold: 100% [61%, 100%] do with plain descent" in outcome.conclusion
+    assert "does not hold: 100% [61%, 100%] of 6 features do with plain descent, and " in outcome.conclusion
+    assert f"In all {len(periods)} images of plain descent that show a grid, it repeats every 2" in outcome.conclusion
     assert value_of(outcome, "less low") < 0, "blur at full size and then at smaller ones leaves less than octaves do"
-    assert "That octaves are clearer than down-sampling alone does not hold" in outcome.conclusion
+    assert "That octaves give a higher resolution than down-sampling alone holds: they leave" in outcome.conclusion
+    assert "(paired; n = 6 features of features, 2 seeds each)" in outcome.conclusion
+    reached = outcome.rows[outcome.rows["measure"] == "activation"]
+    wide = reached.pivot_table(index="feature", columns="recipe", values="value")  # means over seeds
+    ratio = wide[octaves.OCTAVES] / wide[octaves.PLAIN]
+    expected = ratio[ratio > 0].prod() ** (1 / (ratio > 0).sum())
+    assert f"octaves reach {expected:.0%} [" in outcome.conclusion
 
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [
-        (0.01, 0.03, "holds"),
-        (-0.03, -0.01, "does not hold"),
+        (-0.03, -0.01, "holds"),  # low resolution minus octaves: octaves keep more
+        (0.01, 0.03, "does not hold"),
         (-0.01, 0.01, "is not decided"),
         (None, None, "is not decided"),
     ],
 )
 def test_octaves_are_compared_with_down_sampling(low: float | None, high: float | None, words: str) -> None:
-    held = {f"{octaves.PLAIN}, {other}": finding(0, -1, 1) for other in (octaves.PLAIN, octaves.OCTAVES)}
-    held |= {f"grid {label}": finding(0.7, 0.6, 0.8) for label in octaves.LABELS}
+    held = known() | {"less low": finding(0.0 if low is None else (low + high) / 2, low, high)}
     held |= {f"high {label}": finding(0.1 * k) for k, label in enumerate(octaves.LABELS)}
-    verdict, text = octaves.judge(held | {"less low": finding(0.0 if low is None else (low + high) / 2, low, high)})
-    assert f"That octaves are clearer than down-sampling alone {words}, judged by" in text
-    assert "leave 0.200 of the power there, the low-resolution recipe leaves 0.100 and plain descent 0.000" in text
+    verdict, text = octaves.judge(held, observed(), ["late"])
+    assert f"That octaves give a higher resolution than down-sampling alone {words}: they leave" in text
+    assert "leave 0.200 of the power at high frequencies and the low-resolution recipe 0.100, a difference" in text
+    if words == "holds":
+        assert "a difference of 0.020 [0.010, 0.030] (paired; n = 8 features of late, 3 seeds each)" in text
+    assert "also clearer is not decided: this share cannot tell detail from noise" in text and "have 0.000." in text
     assert verdict == {"holds": "holds in part", "does not hold": "does not hold"}.get(words, "not decided")
+
+
+def test_the_claim_holds_only_if_all_measured_parts_do() -> None:
+    held = known() | {"less low": finding(-0.02, -0.03, -0.01), f"grid {octaves.PLAIN}": finding(0.25, 0.1, 0.4)}
+    held |= {f"{octaves.PLAIN}, {octaves.OCTAVES}": finding(0.5, 0.4, 0.6)}
+    held |= {f"{octaves.PLAIN}, {octaves.PLAIN}": finding(0.8, 0.7, 0.9), f"grid {octaves.OCTAVES}": finding(0.125)}
+    assert octaves.judge(held, observed(), ["late"])[0] == "holds"
+    for name, other in (
+        ("less low", finding(0.02, 0.01, 0.03)),
+        (f"{octaves.PLAIN}, {octaves.OCTAVES}", finding(0.39, 0.3, 0.5)),  # less than half of 0.8
+        (f"grid {octaves.PLAIN}", finding(0.25, 0.1, 0.6)),
+    ):
+        assert octaves.judge(held | {name: other}, observed(), ["late"])[0] == "holds in part"
+
+
+def test_agreement_is_a_share_of_that_of_two_seeds_and_activation_is_told() -> None:
+    held = known() | {f"{octaves.PLAIN}, {octaves.OCTAVES}": finding(0.9, 0.8, 1.0)}
+    held |= {f"{octaves.PLAIN}, {octaves.PLAIN}": finding(1.2, 1.1, 1.3)}
+    held |= {f"ratio {octaves.OCTAVES}": finding(0.026, 0.021, 0.5), f"ratio {octaves.LOWRES}": finding(0.002)}
+    text = octaves.judge(held, observed(), ["late"])[1]
+    assert "agree by 0.90 more than those of different features (n = 8), which is 75% of what two seeds" in text
+    assert "octaves reach 2.6% [2.1%, 50%] of plain descent's activation, and the low-resolution recipe 0.20%" in text
+
+
+@pytest.mark.parametrize(
+    ("periods", "expected"),
+    [
+        ([], ""),
+        ([2, 2, 2], "In all 3 images of plain descent that show a grid, it repeats every 2 pixels"),
+        ([4, 2, 4, 8], "In 2 of the 4 images of plain descent that show a grid, it repeats every 4 pixels"),
+    ],
+)
+def test_the_most_common_period_of_the_grids_is_told(periods: list[int], expected: str) -> None:
+    text = octaves.describe_periods(observed(periods))
+    assert text.strip().startswith(expected) and bool(text) == bool(periods)
+    assert "5 pixels" not in text, "that of octaves"
 
 
 def test_a_stride_of_one_leaves_no_grid(tmp_path: Path) -> None:
@@ -99,18 +162,16 @@ def test_no_caption_of_the_sheet_is_cut(monkeypatch: pytest.MonkeyPatch) -> None
         ((0.67, 0.3, 0.9), 0.5, None),
         ((0.7, 0.52, 0.84), 0.2, False),
         ((0.2, 0.1, 0.4), 0.2, False),  # not fewer with octaves
+        ((None, None, None), 0.2, None),
     ],
 )
 def test_few_features_do_not_decide_whether_a_minority_has_grids(
-    plain: tuple[float, float, float], octave: float, expected: bool | None
+    plain: tuple[float | None, ...], octave: float, expected: bool | None
 ) -> None:
     assert octaves.minority_with_grids(finding(*plain), finding(octave)) is expected
-    held = {"less low": finding(-0.02, -0.03, -0.01), f"grid {octaves.LOWRES}": finding(0.0)}
-    held |= {f"high {label}": finding(0.1) for label in octaves.LABELS}
-    held |= {f"{octaves.PLAIN}, {other}": finding(0, -1, 1) for other in (octaves.PLAIN, octaves.OCTAVES)}
-    held |= {f"grid {octaves.PLAIN}": finding(*plain), f"grid {octaves.OCTAVES}": finding(octave)}
+    held = known() | {f"grid {octaves.PLAIN}": finding(*plain), f"grid {octaves.OCTAVES}": finding(octave)}
     verdicts = {True: "holds in part", None: "not decided", False: "does not hold"}
-    assert octaves.judge(held)[0] == verdicts[expected]
+    assert octaves.judge(held, observed(), ["late"])[0] == verdicts[expected]
 
 
 def test_one_seed_and_two_features_suffice(tmp_path: Path) -> None:
