@@ -1,13 +1,13 @@
 """Measure how the images of features change from the first layer to the last.
 
-Objects cannot be counted, but it can be measured how much of an image a single flat colour explains, and of how many
-waves it consists. A recipe that clamps pixels draws strong colours to the corners of the colour cube, so that it is not
-the clusters of colours that matter but the corners where they lie.
+Objects cannot be recognised, but it can be measured how much of an image a single flat colour explains, and of how
+many waves it consists. A recipe that clamps pixels draws strong colours to the corners of the colour cube, so that it
+is not the clusters of colours that matter but the corners where they lie.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,18 @@ from matplotlib.patches import Circle
 
 import featmap
 from analyses.formulas import coherence, palettes, spectra
-from analyses.formulas.palettes import Palette
-from analyses.support.findings import CLAIM_WORDS, Finding, interval, share_finding, value_finding
+from analyses.formulas.layer_colours import LayerColours, PaletteSummary
+from analyses.support.findings import (
+    CLAIM_WORDS,
+    SHARE,
+    Finding,
+    format_interval,
+    format_value,
+    interval,
+    mean_or_undefined,
+    share_finding,
+    value_finding,
+)
 from analyses.support.settings import changed_recipe
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
@@ -27,10 +37,11 @@ from featmap.plotting import sheets, style
 from featmap.report import encode
 from featmap.runs import folder_layout
 from featmap.stats import reliability
-from featmap.stats.correlation import FLOOR
 from featmap.stats.reliability import Interval
 
 SHOWN, FULL_SHOWN, COLOURS = 8, 16, 64
+FLAT = 0.5
+"""Flatness above which the images of a layer are colours: one colour explains more of them than all patterns do."""
 BESIDE = 0.065
 """Distance of a hue's name from its corner of the opponent plane."""
 GOOGLENET = (
@@ -51,17 +62,20 @@ STUDY = Study(
     claim="From the first layer to the last, images go from colours (in InceptionV3's first layer a palette like CMYK "
     "with green for yellow) through patterns to objects; a gray square is a feature without a gradient. ResNet's "
     'images do the same (section "Mapping ResNet Features").',
-    measured=f"the images of the first {SHOWN} features of every main layer: the share of the deviation from gray that "
-    "one colour explains (flatness), the number of waves that make up the image, its mean spatial frequency and its "
-    "bytes as PNG, each as a rank correlation with depth (interval: bootstrap of the layers, and of the features in "
-    f"each, for {reliability.LEAST_PLACES} or more layers); clusters of the dominant colours of up to {COLOURS} "
-    "features of the first layer in the opponent plane of OKLab, compared with one Gaussian cloud; features without a "
-    "gradient, with and without the recipe's rescue",
-    rule="the claim holds if flatness falls and the number of waves rises with depth (both intervals beyond 0), if the "
-    "palette has p < 0.05 and consists of cyan, magenta and green or yellow without red and blue, and if features "
-    "without a gradient are gray; it holds in part if one of these is true, and does not hold if none is; parts that "
-    "cannot be judged do not count. It is not decided where the first part is not: an interval spans 0 without one on "
-    "the wrong side, or there are too few layers",
+    measured="the images of the first features of main layers: the share of the deviation from gray that one colour "
+    "explains (flatness), the number of waves that make up the image, its mean spatial frequency and its bytes as PNG, "
+    "each as a rank correlation with depth (interval: bootstrap of the layers, and of the features in each, for "
+    f"{reliability.LEAST_PLACES} or more layers); flatness and clusters of the dominant colours of up to {COLOURS} "
+    "features of the first layer, in the opponent plane of OKLab and compared with one Gaussian cloud; features "
+    "without a gradient, with and without the recipe's rescue. Objects are not measured",
+    rule="three parts are measured. The first layer's images are colours if the interval of their mean flatness is "
+    f"above {FLAT:g} (not if it is below; not decided if it spans that). Patterns follow if flatness falls and the "
+    "number of waves rises with depth, both intervals beyond 0 (not if one of them is beyond 0 on the wrong side; "
+    "otherwise not decided, also with too few layers). The palette is like CMYK if its clusters have p < 0.05 and are "
+    "cyan, magenta and green or yellow without red and blue. The claim holds in part if one of these parts holds, and "
+    "never more than in part, since objects are not measured; it does not hold if none does. Parts that cannot be "
+    "judged do not count, but the claim is not decided where the change with depth is not. That features without a "
+    "gradient keep the null image is so by construction, and is no part of the verdict",
     takes_units=False,
     features=SHOWN,
     full_features=FULL_SHOWN,
@@ -86,75 +100,9 @@ LOGGED = ("waves", "bytes")
 """Measures averaged as logarithms: a few images have many times the waves of the others."""
 Trends = dict[str, Interval]
 Count = tuple[int, int]
-CLAIMED_HUES = ("cyan", "magenta", "green", "yellow")
-"""Hues of the claim's palette; black and gray have no hue and fit any palette."""
 HUED = "share of first-layer features whose dominant colour is not gray"
 LEFT = "The image shown for a dead feature is what the rescue left: the feature has no activation"
 SHORT = {"flatness": "flatness", "waves": "waves", "frequency": "spatial frequency", "bytes": "bytes as PNG"}
-
-
-@dataclass(frozen=True)
-class PaletteSummary:
-    """What verdict and conclusion take from the palette of the first layer.
-
-    Parameters
-    ----------
-    hues : list of str
-        Names of the clusters' colours, the largest cluster first.
-    count : int
-        Number of clusters.
-    p : float
-        p of their silhouette; NaN where there are too few colours.
-    features, gray : int
-        Number of features, and of those whose dominant colour is gray.
-    """
-
-    hues: list[str]
-    count: int
-    p: float
-    features: int
-    gray: int
-
-    def hues_outside(self) -> list[str]:
-        """List the hues of clusters that are not in the claim's palette."""
-        return [hue for hue in self.hues if hue in palettes.HUES and hue not in CLAIMED_HUES]
-
-
-@dataclass(frozen=True, eq=False)
-class LayerColours:
-    """Dominant colours of the first layer's features.
-
-    Parameters
-    ----------
-    names : list of str
-        Names of the features.
-    rgb, lab : numpy.ndarray
-        Their dominant colours in sRGB and in OKLab, `n x 3`.
-    palette : Palette
-        Clusters of these colours.
-    """
-
-    names: list[str]
-    rgb: np.ndarray
-    lab: np.ndarray
-    palette: Palette
-
-    def hues(self) -> list[str]:
-        """Name the clusters' colours, the largest cluster first."""
-        if not self.names:
-            return []
-        return [palettes.hue_name(self.lab[self.palette.labels == k].mean(0)) for k in range(self.palette.count)]
-
-    @property
-    def hued(self) -> np.ndarray:
-        """Whether each feature's dominant colour is not gray."""
-        coloured: np.ndarray = np.hypot(self.lab[:, 1], self.lab[:, 2]) >= palettes.GRAY_CHROMA
-        return coloured
-
-    def summarise(self) -> PaletteSummary:
-        """Summarise the palette for verdict and conclusion."""
-        fit = self.palette
-        return PaletteSummary(self.hues(), fit.count, fit.p, len(self.names), int((~self.hued).sum()))
 
 
 def maximise_features(context: Context, units: list[str], part: str, seeds: int, **changes: float) -> xr.Dataset:
@@ -285,7 +233,7 @@ def collect_findings(
     """Collect the findings."""
     palette, n = colours.palette, len(colours.names)
     first, last = (means[means["layer"] == la] for la in (context.layers[0], context.layers[-1]))
-    words = f"clusters of the first layer's dominant colours ({', '.join(colours.hues())})"
+    words = f"clusters of the first layer's dominant colours, with their features ({colours.summarise().describe()})"
     rows = [
         value_finding("palette", palette.count if np.isfinite(palette.p) else np.nan, n, words),
         value_finding("palette_silhouette", palette.silhouette, n, "mean silhouette of these clusters"),
@@ -311,76 +259,118 @@ def collect_findings(
     return rows
 
 
-def judge_parts(by_depth: Trends, fit: PaletteSummary, before: Count, gray: bool) -> dict[str, bool | None]:
-    """Judge the parts of the claim; None where there is nothing to judge, or an interval of depth spans 0."""
-    hues, flat, waves = set(fit.hues), by_depth["flatness"], by_depth["waves"]
+def layer_flatness(rows: pd.DataFrame) -> Finding:
+    """Compute the mean flatness of the first layer's features, each averaged over its seeds."""
+    live = rows[(rows["part"] == "first layer") & (rows["status"] == "live")]
+    values = live.groupby("feature")["flatness"].mean()
+    words = f"flatness of an image, all {len(values)} features of the first layer that were measured for its colours"
+    return mean_or_undefined("flatness_colours", values, words, within=SHARE)
+
+
+def judge_parts(flat: Finding, by_depth: Trends, fit: PaletteSummary) -> dict[str, bool | None]:
+    """Judge the measured parts of the claim by the rule of the study; None where a part is not decided."""
+    colours = None
+    if flat.low is not None and flat.high is not None and flat.count > 1 and not flat.low <= FLAT <= flat.high:
+        colours = flat.low > FLAT
+    falls, rises = by_depth["flatness"], by_depth["waves"]
     depth = None
-    if np.isfinite([flat.high, waves.low]).all() and (flat.high < 0 < waves.low or flat.low > 0 or waves.high < 0):
-        depth = bool(flat.high < 0 < waves.low)
-    palette = None
-    if np.isfinite(fit.p):
-        printed = {"cyan", "magenta"} <= hues and {"green", "yellow"} & hues and not fit.hues_outside()
-        palette = bool(printed and fit.p < 0.05)
-    return {"depth": depth, "palette": palette, "gray": gray if before[0] else None}
+    if np.isfinite([falls.high, rises.low]).all():
+        wrong = falls.low > 0 or rises.high < 0
+        depth = False if wrong else True if falls.high < 0 < rises.low else None
+    return {"colours": colours, "depth": depth, "palette": fit.is_like_cmyk()}
 
 
-def judge(seen: dict[str, bool | None]) -> Verdict:
-    """Combine the parts into a verdict."""
-    decided = [v for v in seen.values() if v is not None]
-    if seen["depth"] is None or not decided:
+def judge(parts: dict[str, bool | None]) -> Verdict:
+    """Combine the measured parts into a verdict; objects are not measured, so it holds in part at most."""
+    if parts["depth"] is None:
         return "not decided"
-    return "holds" if all(decided) else "holds in part" if any(decided) else "does not hold"
+    return "holds in part" if any(parts.values()) else "does not hold"
 
 
-def write_conclusion(
-    by_depth: Trends,
-    fit: PaletteSummary,
-    before: Count,
-    after: Count,
-    parts: dict[str, bool | None],
-    dead: list[str],
-) -> str:
-    """Write the conclusion."""
-
-    def value(number: float) -> str:
-        return f"{number:.2f}" if np.isfinite(number) else "undefined"
-
-    def ends(trend: Interval) -> str:
-        return f" [{trend.low:.2f}, {trend.high:.2f}]" if np.isfinite([trend.low, trend.high]).all() else ""
-
-    changes = ", ".join(f"{SHORT[name]} {value(t.value)}{ends(t)}" for name, t in by_depth.items())
-    if not np.isfinite(fit.p):
-        palette = "the first layer has too few colours for a palette"
-    else:
-        others = ", ".join(fit.hues_outside()) or "none"
-        palette = (
-            f"the first layer's colours form {fit.count} clusters ({', '.join(fit.hues)}; p {fit.p:.2g}). "
-            f"Not in such a palette: {others}. Of the {fit.features} features' colours, {fit.gray} are gray"
-        )
-    named = f" ({', '.join(dead)}). {LEFT}" if dead else ""
-    depth, cmyk, gray = (CLAIM_WORDS[parts[part]] for part in ("depth", "palette", "gray"))
-    return (
-        f"That colours become patterns with depth {depth}, by rank correlations over layers: {changes}. That the first "
-        f"layer's palette is like CMYK {cmyk}: {palette}. That features without a gradient stay gray {gray} where "
-        f"none is rescued: {before[0]} of {before[1]} features have no gradient, {after[0]} where they are{named}."
+def conclude(
+    rows: pd.DataFrame, by_depth: Trends, fit: PaletteSummary, model: str, layers: Sequence[str], full: bool
+) -> tuple[Verdict, str]:
+    """Judge the claim, and write the conclusion."""
+    flat = layer_flatness(rows)
+    parts = judge_parts(flat, by_depth, fit)
+    seeds = rows.loc[rows["part"] == "maps", "seed"].nunique()
+    return judge(parts), (
+        f"That the first layer's images are flat colours {CLAIM_WORDS[parts['colours']]}: their mean flatness is "
+        f"{format_interval(flat)} (1: a single colour; n = {flat.count} features, {seeds} seed{'s' * (seeds > 1)} each)"
+        f". That flatness falls and the number of waves rises with depth {CLAIM_WORDS[parts['depth']]}, by rank "
+        f"correlations {describe_layers(rows, model, layers)}: {describe_trends(by_depth)}. "
+        f"{describe_flatness(rows, layers)} That images go on to objects is not measured: these statistics cannot tell "
+        f"an object from a texture{'' if full else ', and descents as short as these hardly show any'}. That the first "
+        f"layer's palette is like CMYK {CLAIM_WORDS[parts['palette']]}: {describe_palette(fit, full)}. "
+        f"{describe_dead(rows)}"
     )
+
+
+def describe_layers(rows: pd.DataFrame, model: str, layers: Sequence[str]) -> str:
+    """Say how many layers and features were mapped, and which main layers were not."""
+    main = STUDY.layers.get(model, ())
+    missing = [layer for layer in main if layer not in layers]
+    live = rows[(rows["part"] == "maps") & (rows["status"] == "live")].drop_duplicates("feature")
+    counts = live.groupby("layer").size().reindex(layers, fill_value=0)
+    each = " to ".join(dict.fromkeys((str(counts.min()), str(counts.max()))))
+    of = f" of the {len(main)} main layers" if missing else " layers"
+    without = f"; not measured: {', '.join(missing)}" if missing else ""
+    return f"over {len(layers)}{of} (n = {len(live)} features, {each} of each layer{without})"
+
+
+def describe_trends(by_depth: Trends) -> str:
+    """List the rank correlations with depth."""
+    values = {name: value_finding("", trend.value, 0, "", trend.low, trend.high) for name, trend in by_depth.items()}
+    return ", ".join(f"{SHORT[name]} {format_interval(value)}" for name, value in values.items())
+
+
+def describe_flatness(rows: pd.DataFrame, layers: Sequence[str]) -> str:
+    """Say how flat the images of the first layer and of the last are, and of the flattest where it is another."""
+    means = feature_means(rows[rows["part"] == "maps"], tuple(layers)).groupby("layer")["flatness"].mean().dropna()
+    ends = list(dict.fromkeys((layers[0], layers[-1])))
+    text = "Mean flatness of these features is " + " and ".join(f"{format_value(means.get(la))} in {la}" for la in ends)
+    if means.empty or means.idxmax() in ends:
+        return f"{text}."
+    return f"{text}; the flattest images are those of {means.idxmax()}, with {means.max():.2f}."
+
+
+def describe_palette(fit: PaletteSummary, full: bool) -> str:
+    """Describe the clusters of the first layer's colours."""
+    if not np.isfinite(fit.p):
+        return "the first layer has too few colours for a palette"
+    outside = fit.describe(fit.hues_outside()) or "none"
+    clamped = (
+        ". The recipe clamps pixels after every step, which draws strong colours to the corners of the colour cube: "
+        "that there are clusters says little, and which corners are taken says more"
+    )
+    return (
+        f"its dominant colours form {len(fit.hues)} clusters ({fit.describe()}{' features' if fit.sizes else ''}; "
+        f"p {fit.p:.2g} against one cloud). Not in such a palette: {outside}{'' if full else clamped}"
+    )
+
+
+def describe_dead(rows: pd.DataFrame) -> str:
+    """Count the features that have no gradient at the start, without rescue and with it, in the same seed."""
+    maps, without = (rows[rows["part"] == part] for part in ("maps", "without rescue"))
+    same = maps[maps["seed"] == without["seed"].iloc[0]]
+    before, after = count_dead(without), count_dead(same)
+    if not before[0]:
+        return f"Of {before[1]} features none lacks a gradient at the start."
+    has, stay = ("has", "its image stays") if before[0] == 1 else ("have", "their images stay")
+    text = f"Without rescue {before[0]} of {before[1]} features {has} no gradient at the start: {stay} the null image"
+    names = ", ".join(same.loc[same["status"] == "dead", "feature"])
+    rescued = f"{after[0]} {'has' if after[0] == 1 else 'have'} none ({names}). {LEFT}" if names else "all have one"
+    return f"{text}. With the recipe's rescue, which passes a gradient through dead ReLUs, {rescued}."
 
 
 def restate(stored: StoredResult) -> tuple[Verdict, str]:
     """Write verdict and conclusion from the stored result."""
     by_depth = {name: stored.interval(f"{name}_trend") for name in MEASURES}
-    rows, features = stored.rows, stored.findings["palette"].count
-    hues = stored.findings["palette"].words.rpartition("(")[2].rstrip(")")
-    gray, names = features - round(features * stored.value("hued")) if features else 0, hues.split(", ") if hues else []
-    fit = PaletteSummary(names, len(names), stored.value("palette_p"), features, gray)
-    maps, without = (rows[rows["part"] == part] for part in ("maps", "without rescue"))
-    before = count_dead(without)
-    after = count_dead(maps[maps["seed"] == without["seed"].iloc[0]])
-    # what equals the null image is equal to the others of its kind in every number
-    unmoved = without.loc[without["status"] == "dead", [*MEASURES, "dominant_r", "dominant_g", "dominant_b"]]
-    parts = judge_parts(by_depth, fit, before, len(unmoved.drop_duplicates()) <= 1)
-    dead = maps.loc[(maps["seed"] == maps["seed"].iloc[0]) & (maps["status"] == "dead"), "feature"]
-    return judge(parts), write_conclusion(by_depth, fit, before, after, parts, dead.tolist())
+    clusters = stored.findings["palette"].words.rpartition("(")[2].rstrip(")")
+    fit = PaletteSummary.parse(clusters, stored.value("palette_p"))
+    return conclude(
+        stored.rows, by_depth, fit, stored.model, stored.settings["layers"], bool(stored.settings.get("full"))
+    )
 
 
 def draw_sheet(context: Context, data: xr.Dataset) -> Figure:
@@ -477,23 +467,15 @@ def measure(context: Context) -> Outcome:
     channels = min(COLOURS, context.network.layer(first, size).channels)
     palette_data = maximise_features(context, [f"{first}:{c}" for c in range(channels)], "first-layer", context.seeds)
     table, without_rescue = image_rows(data, "maps"), image_rows(plain, "without rescue")
+    rows = pd.concat([table, without_rescue, image_rows(palette_data, "first layer")], ignore_index=True)
     means, colours = feature_means(table, context.layers), dominant_colours(palette_data)
     before, after = count_dead(without_rescue), count_dead(table[table["seed"] == int(plain["seed"].values[0])])
-    null, without = plain["null_images"][0].values, np.flatnonzero(without_rescue["status"] == "dead")
-    gray = all(np.abs(plain["images"][0, k].values - null).max() < FLOOR for k in without)
     by_depth = depth_trends(means)
-    fit = colours.summarise()
-    parts = judge_parts(by_depth, fit, before, gray)
-    status = folder_layout.status_names(data["status"][0].values)
-    dead = [str(n) for n, s in zip(data["image"].values, status, strict=True) if s == "dead"]
+    findings = collect_findings(context, means, by_depth, colours, before, after, size)
+    verdict, conclusion = conclude(rows, by_depth, colours.summarise(), context.model, context.layers, context.full)
     maps = style.encode_webp(draw_sheet(context, data), dpi=80 if context.full else 120, quality=80)
-    return Outcome(
-        pd.concat([table, without_rescue, image_rows(palette_data, "first layer")], ignore_index=True),
-        collect_findings(context, means, by_depth, colours, before, after, size),
-        judge(parts),
-        write_conclusion(by_depth, fit, before, after, parts, dead),
-        {"": draw_figure(context, means, colours, size), "-maps.webp": maps},
-    )
+    figures: dict[str, Figure | bytes] = {"": draw_figure(context, means, colours, size), "-maps.webp": maps}
+    return Outcome(rows, [*findings, layer_flatness(rows)], verdict, conclusion, figures)
 
 
 if __name__ == "__main__":

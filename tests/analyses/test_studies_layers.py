@@ -17,9 +17,11 @@ from torch import nn
 
 from analyses import architectures, layer_maps
 from analyses.architectures import Mean
-from analyses.support.findings import mean_finding, value_finding
+from analyses.formulas.layer_colours import PaletteSummary
+from analyses.support.findings import Finding, mean_finding, value_finding
 from analyses.support.records import save_outcome
-from analyses.support.study import Context
+from analyses.support.study import Context, StoredResult
+from featmap.stats.reliability import Interval
 from tests.helpers.studying import context_of, value_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,18 +75,82 @@ def test_the_first_layers_palette_is_named(mapped: Any) -> None:
     rows = mapped.rows[(mapped.rows["part"] == "first layer") & (mapped.rows["feature"] == "first:0")]
     assert rows[["dominant_r", "dominant_g", "dominant_b"]].to_numpy()[0] == pytest.approx([0, 1, 1], abs=0.1)
     assert value_of(mapped, "hued") == 1
-    assert "palette is like CMYK holds" in mapped.conclusion
-    assert "Not in such a palette: none. Of the 6 features' colours, 0 are gray" in mapped.conclusion
+    assert "palette is like CMYK holds: its dominant colours form 3 clusters (" in mapped.conclusion
+    assert all(f"{colour} 2" in mapped.conclusion for colour in ("cyan", "magenta", "green"))
+    assert "Not in such a palette: none. The recipe clamps pixels after every step" in mapped.conclusion
 
 
-def test_dead_features_are_gray_and_counted(mapped: Any) -> None:
+def test_the_first_layers_flatness_is_that_of_all_features_whose_colours_were_taken(mapped: Any) -> None:
+    own = mapped.rows[mapped.rows["part"] == "first layer"]
+    by_feature = [own.loc[own["feature"] == f"first:{k}", "flatness"].to_numpy().mean() for k in range(6)]
+    flat = next(f for f in mapped.findings if f.name == "flatness_colours")
+    assert flat.value == pytest.approx(np.mean(by_feature)) and flat.count == 6
+    assert "That the first layer's images are flat colours holds: their mean flatness is " in mapped.conclusion
+    assert "(1: a single colour; n = 6 features, " in mapped.conclusion
+
+
+def test_what_was_mapped_is_told(mapped: Any) -> None:
+    assert "over 7 layers (n = 32 features, 2 to 6 of each layer): flatness -" in mapped.conclusion
+    flat = mapped.rows[mapped.rows["part"] == "maps"].query("status == 'live'").groupby("layer")["flatness"].mean()
+    text = f"Mean flatness of these features is {flat['first']:.2f} in first and {flat['relu']:.2f} in relu"
+    assert text in mapped.conclusion
+    assert "That images go on to objects is not measured: these statistics cannot tell" in mapped.conclusion
+    assert mapped.verdict == "holds in part", "never more, since objects are not measured"
+
+
+def test_a_stored_result_gives_the_same_verdict_and_conclusion(mapped: Any) -> None:
+    findings = {f.name: f for f in mapped.findings}
+    settings = {"layers": ["first", "again", "anew", "second", "third", "fourth", "relu"], "full": False}
+    stored = StoredResult("Sequential", "", settings, findings, mapped.rows, Path())
+    assert layer_maps.restate(stored) == (mapped.verdict, mapped.conclusion)
+    words = findings["palette"].words.replace(" 2", "")  # as they were before sizes were stored
+    earlier = findings | {"palette": replace(findings["palette"], words=words)}
+    verdict, text = layer_maps.restate(replace(stored, findings=earlier))
+    assert verdict == mapped.verdict and "cyan" in text and "cyan 2" not in text
+
+
+def mapped_rows(values: dict[str, list[float]], first: list[float]) -> pd.DataFrame:
+    """Rows of layers whose features have these values of flatness, and of as many colours of the first layer."""
+    rows = [("maps", la, f"{la}:{k}", v, "live") for la, own in values.items() for k, v in enumerate(own)]
+    rows += [("without rescue", la, f"{la}:{k}", v, "live") for la, own in values.items() for k, v in enumerate(own)]
+    rows += [("first layer", "a", f"a:{k}", v, "live") for k, v in enumerate(first)]
+    table = pd.DataFrame(rows, columns=["part", "layer", "feature", "flatness", "status"])
+    return table.assign(seed=0, waves=2.0, frequency=0.1, bytes=1.0)
+
+
+def test_a_first_layer_of_patterns_is_not_said_to_be_colours() -> None:
+    """As of GoogLeNet: the second layer's images are the flattest."""
+    fit = PaletteSummary(["cyan", "red"], [3, 1], 0.005)
+    trends = dict.fromkeys(layer_maps.MEASURES, Interval(-0.5, -0.6, -0.4)) | {"waves": Interval(0.5, 0.4, 0.6)}
+    rows = mapped_rows({"conv1": [0.1, 0.3], "conv2": [0.4, 0.6], "conv3": [0.0, 0.0]}, [0.1, 0.2, 0.3])
+    verdict, text = layer_maps.conclude(rows, trends, fit, "googlenet", ("conv1", "conv2", "conv3"), True)
+    assert "images are flat colours does not hold: their mean flatness is 0.20 [0.00, 0.45]" in text
+    assert "Mean flatness of these features is 0.20 in conv1 and 0.00 in conv3; the flattest images are" in text
+    assert "those of conv2, with 0.50." in text and verdict == "holds in part"
+    missing = ", ".join(layer_maps.STUDY.layers["googlenet"][3:])
+    assert f"over 3 of the 12 main layers (n = 6 features, 2 of each layer; not measured: {missing})" in text
+    assert "clusters (cyan 3, red 1 features; p 0.005 against one cloud). Not in such a palette: red 1. Of 6" in text
+    assert "clamps" not in text and "short" not in text, "in full nothing is clamped, and the descents are long"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0.8, 0.9, 0.85], True), ([0.1, 0.2, 0.3], False), ([0.2, 0.9, 0.6], None), ([0.9], None), ([np.nan], None)],
+)
+def test_flat_colours_are_judged_by_the_interval(values: list[float], expected: bool | None) -> None:
+    flat = layer_maps.layer_flatness(mapped_rows({}, values))
+    trends = dict.fromkeys(layer_maps.MEASURES, Interval(0.0, -0.1, 0.1))
+    assert layer_maps.judge_parts(flat, trends, PaletteSummary([], [], np.nan))["colours"] is expected
+
+
+def test_dead_features_are_counted_and_are_no_part_of_the_verdict(mapped: Any) -> None:
     assert value_of(mapped, "dead_before") == value_of(mapped, "dead_after") == pytest.approx(2 / 34)
     dead = mapped.rows[mapped.rows["status"] == "dead"]
     assert set(dead["feature"]) == {"relu:1", "relu:3"} and dead["start"].isna().all()
     assert set(mapped.rows.loc[mapped.rows["status"] == "live", "start"]) <= {"gradient", "rescued"}
-    assert "2 of 34 features have no gradient, 2 where they are (relu:1, relu:3)" in mapped.conclusion
-    assert f"2 where they are (relu:1, relu:3). {layer_maps.LEFT}." in mapped.conclusion
-    assert mapped.verdict == "holds" and set(mapped.figures) == {"", "-maps.webp"}
+    assert "Without rescue 2 of 34 features have no gradient at the start: their images stay the " in mapped.conclusion
+    assert f"through dead ReLUs, 2 have none (relu:1, relu:3). {layer_maps.LEFT}." in mapped.conclusion
+    assert "gray holds" not in mapped.conclusion and set(mapped.figures) == {"", "-maps.webp"}
 
 
 def test_three_layers_are_too_few_for_a_trend(tmp_path: Path) -> None:
@@ -112,20 +178,38 @@ def test_a_palette_with_red_fails_the_claim() -> None:
         [str(k) for k in range(12)], points, lab, layer_maps.palettes.fit_palette(lab[:, 1:])
     )
     fit = colours.summarise()
-    flat, rising = (layer_maps.Interval(v, v - 0.1, v + 0.1) for v in (-0.5, 0.5))
+    assert fit.hues_outside() == ("red",) and colours.hued.all()
+    assert (fit.describe(), fit.is_like_cmyk()) == ("red 3, cyan 3, magenta 3, green 3", False)
+    assert layer_maps.describe_palette(fit, True).endswith("Not in such a palette: red 3")
+    assert PaletteSummary.parse("gray, cyan 3", 0.5).hues == ["gray", "cyan"]
+    for hues, p, like in (
+        (["cyan", "magenta", "yellow", "black"], 0.01, True),
+        (["cyan", "magenta", "green"], 0.2, False),
+        (["cyan", "green"], 0.01, False),
+        (["cyan", "magenta", "green", "blue"], 0.01, False),
+        ([], np.nan, None),
+    ):
+        assert PaletteSummary(hues, [], p).is_like_cmyk() is like
+
+
+def test_the_verdict_on_layers_is_never_more_than_in_part() -> None:
+    colours = finding_of_flatness(0.8)
+    fit = PaletteSummary(["cyan", "magenta", "green"], [1, 1, 1], 0.005)
+    flat, rising = (Interval(v, v - 0.1, v + 0.1) for v in (-0.5, 0.5))
     by_depth = {"flatness": flat, "waves": rising}
-    assert fit.hues_outside() == ["red"] and colours.hued.all()
-    parts = layer_maps.judge_parts(by_depth, fit, (0, 9), True)
-    conclusion = layer_maps.write_conclusion(by_depth, fit, (0, 9), (0, 9), parts, [])
-    assert "like CMYK does not hold" in conclusion
-    assert "Not in such a palette: red. Of the 12 features' colours, 0 are gray" in conclusion
-    assert layer_maps.judge_parts(by_depth, fit, (0, 9), True) == {"depth": True, "palette": False, "gray": None}
+    parts = layer_maps.judge_parts(colours, by_depth, fit)
+    assert parts == {"colours": True, "depth": True, "palette": True} and layer_maps.judge(parts) == "holds in part"
     for waves, depth in (((-0.5, 0.9), None), ((-0.9, -0.5), False), ((0.1, 0.9), True)):
-        trends = by_depth | {"waves": layer_maps.Interval(sum(waves) / 2, *waves)}
-        assert layer_maps.judge_parts(trends, fit, (0, 9), True)["depth"] is depth
-    assert layer_maps.judge({"depth": True, "palette": False, "gray": None}) == "holds in part"
-    assert layer_maps.judge({"depth": False, "palette": False, "gray": None}) == "does not hold"
-    assert layer_maps.judge({"depth": None, "palette": True, "gray": None}) == "not decided"
+        trends = by_depth | {"waves": Interval(sum(waves) / 2, *waves)}
+        assert layer_maps.judge_parts(colours, trends, fit)["depth"] is depth
+    assert layer_maps.judge({"colours": None, "depth": True, "palette": False}) == "holds in part"
+    assert layer_maps.judge({"colours": False, "depth": False, "palette": False}) == "does not hold"
+    assert layer_maps.judge({"colours": None, "depth": False, "palette": None}) == "does not hold"
+    assert layer_maps.judge({"colours": True, "depth": None, "palette": True}) == "not decided"
+
+
+def finding_of_flatness(value: float) -> Finding:
+    return Finding("flatness_colours", value, value - 0.1, value + 0.1, 9, "")
 
 
 def copies() -> nn.Module:
