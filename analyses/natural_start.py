@@ -12,6 +12,7 @@ layer, each divided by its standard deviation over 1/f images.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ from matplotlib.figure import Figure
 from analyses.formulas.divergence import profile_correlation
 from analyses.support.findings import Finding, interval, mean_finding, value_finding
 from analyses.support.half_life import (
+    MIN_FEATURES,
     Departure,
     count_early,
     finite_or_nan,
     half_life_findings,
     half_life_sentence,
+    lead_over_blur,
     mean_defined,
 )
 from analyses.support.inputs import REFERENCE_IMAGES, reference_statistics
@@ -52,19 +55,21 @@ PHOTO, NOISE, TOGETHER, BLUR = "#d62728", "#0072b2", "#222222", "#009e73"
 STUDY = Study(
     "natural_start",
     section="Layer and Neuron Interactions",
-    claim="The descent can start from a natural image instead of noise, also for many features at once.",
+    claim="The descent can start from a natural image instead of noise, also for many features at once; the article "
+    "only says that its part II shows this.",
     measured="activation that drawn features reach from a natural image divided by what they reach from noise; "
     "correlation of the response profile at every step with that of the starting image and with that of the "
     "noise-started image of the same feature; the half-life of the first; the same for all drawn features as one sum "
-    "and for the whole layer. The image is the photograph that `--image` names; without it a 1/f image, not a "
-    "photograph",
+    "and for the whole layer. One image is tested: the photograph that `--image` names; without it a 1/f image, "
+    "which is no photograph",
     rule="the claim holds if from a photograph the drawn features (lower end of the interval of the mean) and every "
     f"sum and whole layer that rose from noise reach {ENOUGH} of what they reach from noise; it holds in part if only "
     "one of these is true, and does not hold if neither is. Without a photograph it holds in part at most, and is not "
     "decided where neither is true; nor is it where no drawn feature rose from noise. A half-life within the first "
     "step is an upper bound: such features are counted, and the profile departs faster than under the recipe's blur "
     "alone only if the interval of the paired differences is above 0, a half-life within the first step counted as one "
-    "step",
+    "step, and one that is never reached as the last step: where this is so under blur alone only, the difference is "
+    "at least the one given. The verdict is of the one image that was tested",
     full="`article-normalised`: octaves of 299, 340 and 380 pixels, 300 steps",
     takes_image=True,
 )
@@ -201,7 +206,7 @@ def collect_findings(single: Sequence[Departure], together: Sequence[Departure],
         ):
             if np.isfinite(values).any():
                 findings.append(mean_finding(f"{name}:{layer}", values, f"{layer}: {words}"))
-        findings += half_life_findings(layer, these)
+        findings += [qualify(finding, layer, these) for finding in half_life_findings(layer, these)]
         if np.isfinite(these[0].blurred[-1]):
             words = f"{layer}: correlation of the starting image's profile with that at the end of the blur"
             findings.append(value_finding(f"blurred:{layer}", float(these[0].blurred[-1]), 1, words))
@@ -213,6 +218,54 @@ def collect_findings(single: Sequence[Departure], together: Sequence[Departure],
             words = f"{r.layer}: activation of {group_name(r.unit)} at once, from {start} divided by that from noise"
             findings.append(value_finding(f"reached:{group_key(r.unit)}:{r.layer}", r.reached, 1, words))
     return findings
+
+
+def count_reached(departures: Sequence[Departure], which: str) -> tuple[int, int]:
+    """Count the half-lives ("half" or "half_blurred") that end within the descent, and all that are defined."""
+    values = np.array([getattr(d, which) for d in departures], dtype=float)
+    return int(np.isfinite(values).sum()), int((~np.isnan(values)).sum())
+
+
+def is_lower_bound(departures: Sequence[Departure]) -> bool:
+    """Check whether the lead over blur alone is at least the one computed.
+
+    It is where half-lives under blur alone are cut at the last step, and no other bound works against that: no feature
+    keeps its start to the end, and no half-life under blur alone is within the first step, which counts as one.
+    """
+    (within, count), (left, defined) = count_reached(departures, "half_blurred"), count_reached(departures, "half")
+    return within < count and left == defined and not count_early(departures, "half_blurred")
+
+
+def qualify(finding: Finding, layer: str, departures: Sequence[Departure]) -> Finding:
+    """Say in a finding's words of how many features it is, where blur alone does not bring all of them half way."""
+    within, count = count_reached(departures, "half_blurred")
+    if within == count:
+        return finding
+    words = {
+        f"half_blurred:{layer}": f"; mean of the {within} of {count} features that fall half way",
+        f"sooner:{layer}": f"; {count - within} of {count} features never fall half way under blur alone, and count "
+        f"with the last step{': the difference is at least this' if is_lower_bound(departures) else ''}",
+    }
+    return replace(finding, words=finding.words + words.get(finding.name, ""))
+
+
+def lead_sentence(departures: Sequence[Departure]) -> str:
+    """Say whether the lead over blur alone is a lower bound; empty where no half-life is cut at the last step."""
+    defined = [d for d in departures if not np.isnan(d.half)]
+    if np.isfinite(lead_over_blur(defined)).sum() < MIN_FEATURES:
+        return ""
+    (within, count), (left, all_left) = count_reached(defined, "half_blurred"), count_reached(defined, "half")
+    if within == count and left == all_left:
+        return ""
+    steps = f"within the {int(defined[0].steps[-1])} steps"
+    if is_lower_bound(defined):
+        return (
+            f". The difference is at least this: under blur alone only {within} of {count} features fall so far {steps}"
+        )
+    return (
+        f". The difference is neither an upper nor a lower bound: {within} of {count} features fall so far {steps} "
+        f"under blur alone, and {left} of {all_left} in the descent"
+    )
 
 
 def start_name(photograph: bool) -> str:
@@ -292,7 +345,9 @@ def write_conclusion(single: Sequence[Departure], together: Sequence[Departure],
     joint = finite_or_nan([r.reached for r in together])
     if np.isfinite(joint).any():
         text += f". Sums of them and whole layers reach {np.nanmin(joint):.2f} or more"
-    return text + half_life_sentence(single) + "."
+    text += half_life_sentence(single) + lead_sentence(single)
+    only = f"All this is of one {'photograph' if photograph else 'image'}"
+    return f"{text}. {only}; the article shows nothing of it here, and only points to its part II."
 
 
 def restate(stored: StoredResult) -> tuple[Verdict, str]:

@@ -95,6 +95,42 @@ def test_the_lead_over_blur_follows_the_paired_interval() -> None:
     assert half_life.half_life_sentence([replace(first, with_start=np.full(11, np.nan))]) == ""
 
 
+def test_a_lead_over_half_lives_that_blur_never_reaches_is_a_lower_bound() -> None:
+    reached, never = leaving(2.0, 5.0), leaving(2.0, np.inf)  # leads of 3, and of 10 - 2 with the last of ten steps
+    given = [reached, never, never]
+    found_ = {f.name: f for f in natural_start.collect_findings(given, [], True)}
+    assert found_["sooner:a"].value == pytest.approx((3 + 8 + 8) / 3)
+    assert "2 of 3 features never fall half way under blur alone" in found_["sooner:a"].words
+    assert found_["sooner:a"].words.endswith("count with the last step: the difference is at least this")
+    assert found_["half_blurred:a"].value == pytest.approx(5)
+    assert found_["half_blurred:a"].words.endswith("; mean of the 1 of 3 features that fall half way")
+    text = natural_start.write_conclusion(given, [], True)
+    assert "is at least this: under blur alone only 1 of 3 features fall so far within the 10 steps." in text
+    assert text.endswith(
+        "All this is of one photograph; the article shows nothing of it here, and only points to its part II."
+    )
+    everywhere = natural_start.write_conclusion([reached] * 3, [], True)
+    assert "longer by 3.00" in everywhere and "at least" not in everywhere
+    words = {f.name: f.words for f in natural_start.collect_findings([reached] * 3, [], True)}
+    assert not any("half way" in words[f"{name}:a"] for name in ("sooner", "half_blurred"))
+
+
+@pytest.mark.parametrize("other", [leaving(np.inf, 5.0), leaving(0.5, 0.7)], ids=["stays", "early"])
+def test_a_lead_with_bounds_on_both_sides_is_no_bound(other: natural_start.Departure) -> None:
+    """A feature that keeps its start to the end makes the lead too high, and so does a blur of less than a step."""
+    given = [leaving(2.0, np.inf), leaving(2.0, 5.0), other]
+    assert not natural_start.is_lower_bound(given)
+    stays = int(other.half == np.inf)
+    assert natural_start.lead_sentence(given) == (
+        ". The difference is neither an upper nor a lower bound: 2 of 3 features fall so far within the 10 steps under "
+        f"blur alone, and {3 - stays} of 3 in the descent"
+    )
+    assert "at least" not in next(
+        f.words for f in natural_start.collect_findings(given, [], True) if f.name == "sooner:a"
+    )
+    assert natural_start.lead_sentence(given[:2]) == "", "two features have no say"
+
+
 def test_upper_bounds_are_counted_and_have_no_interval() -> None:
     given = [leaving(0.6, 2.0), leaving(2.0, 2.5), leaving(3.0, 3.0)]
     found_ = {f.name: f for f in half_life.half_life_findings("a", given)}
@@ -120,6 +156,7 @@ def test_features_with_one_best_image_reach_it_from_anywhere(tmp_path: Path) -> 
     assert value_of(outcome, "reached:layer:features") == pytest.approx(1.0, abs=0.01)
     assert value_of(outcome, "aim:features") == pytest.approx(1.0, abs=0.01) and outcome.verdict == "holds"
     assert outcome.conclusion.startswith("From the photograph 4 features")
+    assert "All this is of one photograph; " in outcome.conclusion
     own = outcome.rows[(outcome.rows.part == "own") & (outcome.rows.step == 0)]
     np.testing.assert_allclose(own.value, 1)
     assert set(outcome.rows.unit) == {
@@ -139,6 +176,7 @@ def test_without_a_photograph_a_named_substitute_is_used(tmp_path: Path) -> None
     )
     outcome = measure(context)
     assert not any("photograph" in f.words for f in outcome.findings)
+    assert "All this is of one image; " in outcome.conclusion
     assert "a 1/f image (no photograph was tested" in outcome.conclusion and outcome.verdict in (
         "holds in part",
         "not decided",
