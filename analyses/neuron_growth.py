@@ -25,12 +25,11 @@ from analyses.support.findings import (
     POSITIVE,
     SHARE,
     Finding,
-    format_interval,
-    format_value,
     mean_or_undefined,
     value_finding,
 )
 from analyses.support.growth import OWN_SHARE, Growth, movement_elsewhere, share_beyond_own
+from analyses.support.growth_verdict import AREA, LITTLE_FREE, MOVED, NETWORK, case_findings, judge
 from analyses.support.image_sets import COLUMNS, image_size, make_images, tidy_rows, values_by_channel
 from analyses.support.plotting import draw_layer_legend, draw_strips_by_layer, panels
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
@@ -42,7 +41,6 @@ from featmap.plotting.sheets import Sheet, contact_sheet
 from featmap.plotting.style import FAINT, encode_webp, house_style, thumbnail
 from featmap.report.encode import encode_animation
 from featmap.rng import generator
-from featmap.stats.correlation import FLOOR
 
 STEPS, FULL_STEPS, FULL = 24, 300, 299
 RATE, BLUR = 0.02, (1.0, 0.3)
@@ -50,7 +48,7 @@ ADDED, TWINS = 2, 4
 """Neurons added to each feature; features of the linear twin."""
 ENOUGH, CANDIDATES = 2 / 3, 4
 """Least share of drawn features with a gradient; otherwise up to so many times as many are drawn."""
-LARGEST_COVERAGE = 0.8
+LARGEST_COVERAGE = 1 - LITTLE_FREE
 """Most of the image that an added neuron's field may cover."""
 FRAMES, SHOWN, SIDE = 48, 6, 110
 
@@ -63,13 +61,19 @@ STUDY = Study(
     "and outside the pixels that the neuron changes alone; the same for the difference of two seeds (everything "
     "changes) and for the network without ReLUs and maxima (nothing can); two neurons added to each feature, drawn at "
     "random among those whose field leaves a fifth of the image free, where any does. Where over a third of the drawn "
-    "features have no gradient on noise, others are drawn",
-    rule="in a layer the claim holds if the interval of the share outside the field (two features or more) is above "
-    "that without ReLUs and maxima and, paired by feature, above half of that between two seeds (at least two are "
-    "run); it holds in part if the share is only above that without ReLUs and maxima; it does not hold if the share is "
-    "not above that, and its interval, paired, is below half of that between two seeds; otherwise it is not decided. "
-    "The verdict is that of the layers if it is the same in all; if not, the claim holds in part if it does so in any "
-    "of them, and is not decided otherwise",
+    "features have no gradient on noise, others are drawn. An added neuron that changes nothing has no such share: how "
+    "many change anything is counted apart",
+    rule="in a layer the change reaches the whole image if the interval of the share outside the field (two features "
+    "or more) is above that without ReLUs and maxima and, paired by feature, above half of that between two seeds (at "
+    "least two are run); it does so in part if the share is only above that without ReLUs and maxima; it does not if "
+    "the share is not above that, and its interval, paired, is below half of that between two seeds; otherwise this is "
+    "not decided. Since the claim is of each neuron, most added neurons have to change anything: they do if the "
+    "interval, over features, of the share of added neurons that change anything is above a half, and do not if it is "
+    "at or below a half. In a layer the claim holds if the change reaches the whole image and most added neurons "
+    "change anything; it holds in part if the change reaches the whole image, or does so in part, whatever their "
+    "number; it does not hold if the change does not reach it, or if this is not decided and most change nothing; "
+    "otherwise it is not decided. The verdict is that of the layers if it is the same in all; if not, the claim holds "
+    "in part if it does so in any of them, and is not decided otherwise",
     units={"inception_v3": ("Mixed_6b:654", "Mixed_6b:415")},
     full="299 pixels and 300 steps",
     layers={
@@ -80,7 +84,7 @@ STUDY = Study(
         "resnet50": ("layer2.0", "layer2.3"),
     },
 )
-NETWORK, TWIN = "network", "linear twin"
+TWIN = "linear twin"
 GRADIENT = "has a gradient"
 LEFT = {
     "outside the field": "not changed by the added neurons, or covered by their fields",
@@ -125,7 +129,8 @@ def measure(context: Context, size: int | None = None, steps: int = STEPS) -> Ou
         (GRADIENT, NETWORK, "", "has a gradient on noise (1: yes, 0: no)", ""),
     ]
     findings |= {f.name: f for f in named_rows(context, rows, named)}
-    verdict, conclusion = judge(findings, context.layers)
+    findings |= {f.name: f for f in case_findings(rows, context.layers, context.units)}
+    verdict, conclusion = judge(findings, context.layers, max(2, context.seeds))
     figures: dict[str, Figure | bytes] = {"": draw_figure(rows, context.layers)}
     if grown:
         figures |= _pictures(context, grown[-1], size, steps)
@@ -259,8 +264,8 @@ def _growth_rows(grown: Growth, name: str) -> list[pd.DataFrame]:
         "outside the field": outside,
         "beyond its own pixels": beyond,
         "change elsewhere": movement_elsewhere(grown, rest),
-        "changes something": moved.reshape(outside.shape),
-        "area outside the field": rest,
+        MOVED: moved.reshape(outside.shape),
+        AREA: rest,
     }
     if len(grown.changes) > 1:
         seeds = np.roll(grown.after.changes, 1, axis=0) - grown.after.changes
@@ -292,7 +297,7 @@ def _collect_findings(rows: pd.DataFrame, layers: Sequence[str]) -> dict[str, Fi
         outside, seeds = (_values_of(rows, f"outside the field{w}", layer) for w in ("", ", two seeds"))
         beyond, area = (
             _values_of(rows, "beyond its own pixels", layer),
-            _values_of(rows, "area outside the field", layer),
+            _values_of(rows, AREA, layer),
         )
 
         def add(name: str, values: pd.Series, words: str, of: str = "", layer: str = layer) -> None:
@@ -311,77 +316,18 @@ def _collect_findings(rows: pd.DataFrame, layers: Sequence[str]) -> dict[str, Fi
         words = "change outside the field relative to what the image was there, minus the null image"
         add("elsewhere", _values_of(rows, "change elsewhere", layer), words)
         add("elsewhere linear", _values_of(rows, "change elsewhere", layer, TWIN), linear)
-        add("moves", _values_of(rows, "changes something", layer), "share of added neurons that change anything")
+        add("moves", _values_of(rows, MOVED, layer), "share of added neurons that change anything")
         drawn = _values_of(rows, GRADIENT, layer)
         words = f"{layer}: drawn features without a gradient on noise, left out"
         findings.append(value_finding(f"dead:{layer}", float((drawn == 0).sum()), len(drawn), words))
     return {finding.name: finding for finding in findings}
 
 
-def judge_layer(findings: Mapping[str, Finding], layer: str) -> Verdict:
-    """Judge one layer.
-
-    The claim holds if the share outside the field is above the linear twin's and, paired by feature, above half of the
-    share between two seeds (the whole image changed); in part if it is only above the twin's; not if it is below that
-    half.
-    """
-    outside, linear, excess = (findings[f"{k}:{layer}"] for k in ("outside", "outside linear", "excess"))
-    if outside.low is None or outside.count < 2:
-        return "not decided"
-    if outside.low > max(linear.high or 0.0, FLOOR):
-        return "holds" if excess.count > 1 and (excess.low or 0) > 0 else "holds in part"
-    return "does not hold" if excess.count > 1 and (excess.high or 0) < 0 else "not decided"
-
-
-def judge(findings: Mapping[str, Finding], layers: Sequence[str]) -> tuple[Verdict, str]:
-    """Combine the layers' verdicts, and write the conclusion.
-
-    If the layers differ, the claim holds in part if it does so in any of them.
-    """
-    verdicts = {layer: judge_layer(findings, layer) for layer in layers}
-    some = any(v in ("holds", "holds in part") for v in verdicts.values())
-    common = next(iter(verdicts.values())) if len(set(verdicts.values())) == 1 else None
-    verdict: Verdict = common or ("holds in part" if some else "not decided")
-
-    def of(name: str, form: str) -> str:
-        return " and ".join(_format(findings[f"{name}:{layer}"], form) for layer in layers)
-
-    return verdict, (
-        f"In {' and '.join(layers)}, {of('outside', '.0%')} of the change by one more neuron are outside its receptive "
-        f"field. Without ReLUs and maxima these are {of('outside linear', '.0e')}. Half of the share between "
-        f"two seeds, subtracted from these, leaves {of('excess', '+.0%')}. Of the change, {of('beyond', '.0%')} are "
-        f"outside the pixels that the neuron changes alone. Outside its field the image changes by "
-        f"{of('elsewhere', '.0%')} of what it was."
-        f"{''.join(limits_of(findings, layer) for layer in layers)}"
-    )
-
-
-def limits_of(findings: Mapping[str, Finding], layer: str) -> str:
-    """Say where a layer has no share outside the field, or where fields leave less of the image free than is aimed at.
-
-    "" where neither is so.
-    """
-    found, area = findings[f"outside:{layer}"], findings[f"area:{layer}"].value
-    if found.value is None:
-        return f" In {layer} no such share is defined: of {found.words.rpartition('; of ')[2]}."
-    if area is None or area >= 1 - LARGEST_COVERAGE:
-        return ""
-    return f" In {layer} the fields of the added neurons leave {area:.0%} of the image free, which is little."
-
-
-def _format(finding: Finding, form: str) -> str:
-    """Format a finding for a sentence.
-
-    With its interval if it is of several features and not a power of ten.
-    """
-    return (
-        format_value(finding.value, form) if finding.count < 2 or form.endswith("e") else format_interval(finding, form)
-    )
-
-
 def restate(stored: StoredResult) -> tuple[Verdict, str]:
-    """Write verdict and conclusion from the stored result."""
-    return judge(stored.findings, stored.settings["layers"])
+    """Write verdict and conclusion from the stored result; what earlier results lack is counted in their rows."""
+    layers, units = stored.settings["layers"], stored.settings.get("units", [])
+    counted = {f.name: f for f in case_findings(stored.rows, layers, units)}
+    return judge(counted | stored.findings, layers, max(2, stored.settings["seeds"]))
 
 
 @house_style

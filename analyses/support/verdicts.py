@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,8 @@ CAVEATS = {
     ("joint_pair", "squeezenet"): _NOT_NAMED,
 }
 """What a reader of a result has to know beside its conclusion, of weights that are not torchvision's."""
-PART = re.compile(r"(?:^|[.] |claim )[Tt]hat ([^.:]+?),? (holds|does not hold|is not decided)(?=[,:. ])")
+NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+PART = re.compile(r"(?:^|[.] |claim )[Tt]hat ([^.:]+?),? (holds in part|holds|does not hold|is not decided)(?=[,:. ])")
 """A part of a claim, and whether it holds, in a conclusion."""
 FEW = 5
 """Features below which a mean says little."""
@@ -155,9 +157,28 @@ def _describe_units(study: Study, model: str, settings: Mapping[str, Any], other
     if not set(settings["units"]) & set(named):
         return [f"Features that were named: {measured}; the others were drawn"]
     missing = [unit for unit in named if unit not in settings["units"]]
-    text = f"The features have the numbers that the article names ({measured})"
+    text = f"{_count_named(settings)} the numbers that the article names ({measured})"
     text += f"; {' and '.join(missing)} were not measured" if missing else ""
     return [text + (f"; {OTHER_FEATURES[model]}" if other and model in OTHER_FEATURES else "")]
+
+
+def _count_named(settings: Mapping[str, Any]) -> str:
+    """Say how many of the features are named, such as "Two of the six features of LAYER have"."""
+    named = Counter(unit.rpartition(":")[0] for unit in settings["units"] if unit != FIRST)
+    parts = [
+        f"{_number(count)} of the {_number(settings['features'])} features of {layer}"
+        for layer, count in named.items()
+        if count < settings["features"]
+    ]
+    if not parts or len(parts) < len(named):
+        return "The features have"
+    text = _join(parts)
+    return f"{text[0].upper()}{text[1:]} {'has' if sum(named.values()) == 1 else 'have'}"
+
+
+def _number(count: int) -> str:
+    """Write a number as a word, up to twelve."""
+    return NUMBERS[count] if count < len(NUMBERS) else str(count)
 
 
 def _describe_share(finding: Mapping[str, Any], layer: str) -> str:

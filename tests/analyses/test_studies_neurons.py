@@ -1,4 +1,4 @@
-"""The studies of maximised neurons and of growing prefixes on networks whose answer is known."""
+"""The study of maximised neurons on networks whose answer is known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,6 @@ from analyses.support.findings import Finding
 from analyses.support.image_sets import ImageSet, make_images
 from featmap.network.loading import load
 from featmap.optimize.recipe import INTERACT
-from tests.helpers.networks import linear_network, small_inception
 from tests.helpers.studying import context_of, value_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -275,164 +273,6 @@ def test_a_radius_of_few_channels_has_no_interval_below_0(tmp_path: Path) -> Non
     context = context_of(maximised_unit.STUDY, windows(), ("mixed",), tmp_path, size=24, features=8)
     held = maximised_unit.measure(context, 24, 2, starts=1).findings
     assert [f.low for f in held if f.name.startswith("radius") and (f.low or 0) < 0] == []
-
-
-def test_in_a_linear_network_one_more_neuron_changes_only_its_own_field(tmp_path: Path) -> None:
-    context = context_of(
-        neuron_growth.STUDY, linear_network(), ("conv2", "conv3"), tmp_path, size=20, features=3, seeds=1
-    )
-    outcome = neuron_growth.measure(context, 20, 5)
-    for layer in ("conv2", "conv3"):
-        assert value_of(outcome, f"outside:{layer}") < 1e-9
-        assert value_of(outcome, f"outside linear:{layer}") < 1e-9
-        assert value_of(outcome, f"elsewhere:{layer}") < 1e-4
-        # another seed changes everything... by its rounding alone; with one seed asked for, a second is made for that
-        assert value_of(outcome, f"outside seeds:{layer}") > 0.3
-        assert value_of(outcome, f"moves:{layer}") == 1
-    own = outcome.rows[outcome.rows["measure"] == "beyond its own pixels"]["value"]
-    assert own.max() < 0.05 + 1e-6  # what it changes with the others is what it changes alone
-    assert outcome.verdict == "does not hold"
-    shares = [f for f in outcome.findings if f.name.split(":")[0] not in ("excess", "dead")]
-    assert all((f.low or 0) >= 0 for f in shares)
-    assert all((f.high or 0) <= 1 for f in shares if not f.name.startswith("elsewhere"))
-
-
-def half_asleep(channels: int = 12) -> nn.Module:
-    """A convolution whose every third channel alone responds to the noise that descents start from, and a ReLU."""
-    conv = nn.Conv2d(3, channels, 3)
-    with torch.no_grad():
-        conv.weight.copy_(torch.randn(conv.weight.shape, generator=torch.Generator().manual_seed(0)) / 9)
-        conv.bias.copy_(torch.where(torch.arange(channels) % 3 == 0, 5.0, -50.0))
-    return nn.Sequential(OrderedDict(conv=conv, relu=nn.ReLU())).eval()
-
-
-def test_further_features_are_drawn_where_many_have_no_gradient(tmp_path: Path) -> None:
-    context = context_of(neuron_growth.STUDY, half_asleep(), ("relu",), tmp_path, size=12, features=4)
-    drawn, scales = neuron_growth.draw_with_gradient(context, context.network, "relu", 4, 12)
-    first = context.draw_channels("relu")
-    assert drawn[:4] == first and sum(c % 3 == 0 for c in first) < 3, "otherwise the drawn features suffice"
-    assert len(scales) == 4 and set(scales) == {c for c in drawn if c % 3 == 0} and len(set(drawn)) == len(drawn)
-    assert (drawn, scales) == neuron_growth.draw_with_gradient(context, context.network, "relu", 4, 12)
-    rows = neuron_growth._gradient_rows("relu", drawn, scales, neuron_growth.NETWORK)
-    counted = neuron_growth._count_phrase(rows, "relu", "outside the field")
-    assert f"; of {len(drawn)} drawn ({len(drawn) - 4} without a gradient on noise" in counted
-
-
-def test_named_features_are_reported_also_where_they_have_no_gradient(tmp_path: Path) -> None:
-    units = ("relu:1", "relu:3")
-    context = context_of(neuron_growth.STUDY, half_asleep(), ("relu",), tmp_path, size=12, features=2, units=units)
-    outcome = neuron_growth.measure(context, 12, 2)
-    found = {f.name: f for f in outcome.findings if ", named: " in f.words}
-    assert found["has a gradient network of relu:1"].value == 0 and found["has a gradient network of relu:3"].value == 1
-    assert found["outside the field network of relu:1"].value is None
-    assert found["outside the field network of relu:3"].value is not None
-
-
-def test_a_layer_without_a_share_is_named_with_its_reason() -> None:
-    rows = grown("b", 0.5)
-    rows.loc[rows["measure"] == "has a gradient", "value"] = 0.0
-    rows = rows[rows["measure"] == "has a gradient"]
-    held = neuron_growth._collect_findings(pd.concat([grown("a", 0.5), rows]), ("a", "b"))
-    conclusion = neuron_growth.judge(held, ("a", "b"))[1]
-    assert conclusion.endswith(
-        "what it was. In b no such share is defined: of 6 drawn (6 without a gradient on noise)."
-    )
-
-
-def test_fields_that_leave_little_of_the_image_free_are_named() -> None:
-    def said(area: float) -> str:
-        rows = pd.concat(
-            [grown("a", 0.5), grown("a", 0.5).tail(1).assign(measure="area outside the field", value=area)]
-        )
-        return neuron_growth.limits_of(neuron_growth._collect_findings(rows, ("a",)), "a")
-
-    assert (
-        said(0.2) == "" and neuron_growth.limits_of(neuron_growth._collect_findings(grown("a", 0.5), ("a",)), "a") == ""
-    )
-    assert said(0.12) == " In a the fields of the added neurons leave 12% of the image free, which is little."
-
-
-def test_one_neuron_is_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[str] = []
-    monkeypatch.setattr(neuron_growth, "contact_sheet", lambda sheet: drawn.extend(sheet.captions))
-    pair = (np.zeros((3, 8, 8)), np.zeros((3, 8, 8)))
-    neuron_growth._draw_strip("a:0", [pair] * 2, [1, 7])
-    assert drawn[:2] == ["1 neuron", "7 neurons"]
-
-
-def test_in_a_network_with_kinks_it_changes_more_and_its_twin_does_not(tmp_path: Path) -> None:
-    context = context_of(neuron_growth.STUDY, small_inception(), ("mixed",), tmp_path, size=32, features=4, seeds=2)
-    outcome = neuron_growth.measure(context, 32, 8)
-    assert value_of(outcome, "outside:mixed") > 1e-3
-    assert value_of(outcome, "outside linear:mixed") < 1e-9
-    assert value_of(outcome, "beyond:mixed") > 0.07 > value_of(outcome, "beyond linear:mixed")
-    film = outcome.figures["-growth.webp"]
-    assert isinstance(film, bytes) and film[:4] == b"RIFF"
-
-
-def grown(layer: str, share: float) -> pd.DataFrame:
-    """Rows of a layer of which one more neuron changes `share` of what two seeds differ by, feature by feature.
-
-    Of six features one has no gradient, and one is changed in nothing.
-    """
-    seeds = {"0": 0.2, "1": 0.9, "2": 0.5, "3": 0.6}
-    values = [("has a gradient", f, float(f != "5")) for f in "012345"]
-    values += [("outside the field, two seeds", f"{f}:1:1", v) for f, v in (seeds | {"4": 0.5}).items()]
-    values += [("outside the field", f"{f}:1:1", share * v) for f, v in seeds.items()]
-    rows = pd.DataFrame(values, columns=["measure", "feature", "value"])
-    return rows.assign(layer=layer, recipe=neuron_growth.NETWORK, against="", seed=0)
-
-
-def test_the_floor_of_two_seeds_is_paired_by_feature_in_each_layer() -> None:
-    def say(first: float, second: float) -> tuple[dict[str, Finding], str]:
-        held = neuron_growth._collect_findings(pd.concat([grown("a", first), grown("b", second)]), ("a", "b"))
-        return held, neuron_growth.judge(held, ("a", "b"))[0]
-
-    held, verdict = say(0.55, 0.55)
-    # shares from 0.11 to 0.495 beside halves from 0.1 to 0.45: only feature by feature is one above the other
-    assert held["excess:a"].value == pytest.approx(0.05 * 0.55) and (held["excess:a"].low or 0) > 0
-    assert held["outside:a"].low < 0.5 * held["outside seeds:a"].value  # type: ignore[operator]
-    assert verdict == "holds"
-    assert held["outside:a"].words.endswith(
-        "; of 6 drawn (1 without a gradient on noise; 1 not changed by the added neurons, or covered by their fields)"
-    )
-    assert held["outside:a"].count == 4 and held["outside seeds:a"].count == 5 and held["dead:a"].value == 1
-    assert say(0.55, 0.2)[1] == "holds in part", "not in both layers"
-    assert say(0.0, 0.0)[1] == "does not hold"
-
-
-@pytest.mark.parametrize(
-    ("outside", "linear", "excess", "verdict"),
-    [
-        ((0.3, 0.5), 0.0, (0.05, 0.2), "holds"),
-        ((0.3, 0.5), 0.0, (-0.05, 0.2), "holds in part"),
-        ((0.3, 0.5), 0.0, (None, None), "holds in part"),
-        ((0.02, 0.18), 0.05, (-0.3, -0.1), "does not hold"),
-        ((-0.02, 0.22), 0.0, (-0.3, -0.1), "does not hold"),
-        ((-0.28, 0.78), 0.0, (-0.3, 0.2), "not decided"),
-        ((-0.02, 0.22), 0.0, (None, None), "not decided"),
-        ((None, None), 0.0, (None, None), "not decided"),
-    ],
-)
-def test_the_verdict_on_growth_follows_its_rules(outside: tuple, linear: float, excess: tuple, verdict: str) -> None:
-    def finding(low: float | None, high: float | None) -> Finding:
-        return Finding("", low, low, high, 0 if low is None else 8, "")
-
-    held = {"outside:a": finding(*outside), "outside linear:a": finding(0, linear), "excess:a": finding(*excess)}
-    assert neuron_growth.judge_layer(held, "a") == verdict
-
-
-def test_the_added_neuron_is_the_last_of_its_prefix() -> None:
-    network = load(small_inception(), input_size=32)
-    layer, trace = network.layer("mixed", 32), network.trace(32)
-    for channel in range(0, layer.channels, 3):
-        chosen = neuron_growth.choose_added(network, "mixed", channel, 32)
-        assert 0 < len(chosen) <= neuron_growth.ADDED and min(chosen) >= 1
-        for k in chosen:
-            rows, columns = trace.field("mixed", channel).bounds(k // layer.width, k % layer.width, 32, 32)
-            seen = np.zeros((32, 32), dtype=bool)
-            seen[rows, columns] = True
-            assert seen.mean() <= neuron_growth.LARGEST_COVERAGE
 
 
 def test_grids_of_one_neuron_are_undefined_and_no_error(tmp_path: Path) -> None:

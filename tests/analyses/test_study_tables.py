@@ -337,6 +337,10 @@ def test_parts_of_a_claim_that_differ_are_named() -> None:
     assert verdicts.describe_parts(records) == expected
     assert expected in tables.study_section(STUDY, records).splitlines()
     assert verdicts.describe_parts({"reference": records["reference"]}) == ""
+    partly = {"third": record("third", conclusion="That it rises holds in part: by 0.5. That d holds in part.")}
+    assert "that it rises holds on reference, does not hold on own, holds in part on third" in verdicts.describe_parts(
+        records | partly
+    )
 
 
 def test_the_command_that_fills_a_gap_names_network_and_photograph() -> None:
@@ -387,11 +391,17 @@ def test_what_is_said_beside_a_result_depends_on_what_was_measured() -> None:
     other = verdicts.OTHER_FEATURES["inception_v3"]
     assert "the same numbers" in other and "most likely" in other
     both = ["one:654", "one:415"]
-    assert say(named, both) == [f"The features have the numbers that the article names ({' and '.join(both)}); {other}"]
-    assert "; one:415 were not measured; " in say(named, ["one:654"])[0]
-    assert say(named, both, origin="") == [
-        f"The features have the numbers that the article names ({' and '.join(both)})"
-    ]
+    of_both = "Two of the four features of one have the numbers that the article names (one:654 and one:415)"
+    assert say(named, both) == [f"{of_both}; {other}"] and say(named, both, origin="") == [of_both]
+    (one,) = say(named, ["one:654"])
+    assert one.startswith("One of the four features of one has the numbers that the article names (one:654); one:415")
+    assert "; one:415 were not measured; " in one
+    layers = replace(STUDY, units={"inception_v3": ("one:1", "two:1", "two:2")})
+    (text,) = say(layers, ["one:1", "two:1", "two:2"], origin="")
+    assert text.startswith("One of the four features of one and two of the four features of two have the numbers that")
+    four = [f"one:{k}" for k in range(4)]
+    (all_,) = say(replace(STUDY, units={"inception_v3": tuple(four)}), four, origin="")
+    assert all_.startswith("The features have the numbers that the article names (one:0 and one:1"), "none is drawn"
     assert say(STUDY, ["one:7"]) == ["Features that were named: one:7; the others were drawn"]
     first = replace(STUDY, units={"inception_v3": ("first",)})
     assert say(first, ["first"]) == [

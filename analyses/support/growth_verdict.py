@@ -1,0 +1,311 @@
+"""Verdict and conclusion of `analyses.neuron_growth`: what one more neuron of a feature changes, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from analyses.support.findings import CLAIM_WORDS, Finding, format_interval, format_value, value_finding
+from analyses.support.study import Verdict
+from featmap.stats.correlation import FLOOR
+
+NETWORK, MOVED, AREA = "network", "changes something", "area outside the field"
+"""Label of the network in the rows, and two of the measures."""
+MOST, LITTLE_FREE = 0.5, 0.2
+"""Share of added neurons that is most of them; share of an image free of fields that is little."""
+
+
+def case_findings(rows: pd.DataFrame, layers: Sequence[str], units: Sequence[str] = ()) -> list[Finding]:
+    """Count the cases, added neuron and seed, in which the image changed at all.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Rows of the study, as measured or as stored.
+    layers : sequence of str
+        Names of the layers.
+    units : sequence of str, default ()
+        Features with rows of their own, ``layer:channel``.
+
+    Returns
+    -------
+    list of Finding
+        ``moved:LAYER`` for each layer; ``moved of UNIT`` and ``area of UNIT`` for each feature.
+    """
+    own = rows[rows["recipe"] == NETWORK]
+    channels = own["layer"].astype(str) + ":" + own["feature"].astype(str).str.split(":").str[0]
+    findings, cases = [], "cases (added neuron and seed) in which the image changed at all; n is their number"
+    for name, chosen in [
+        *((f"moved:{layer}", own["layer"] == layer) for layer in layers),
+        *((f"moved of {unit}", channels == unit) for unit in units),
+    ]:
+        moved = own.loc[chosen & (own["measure"] == MOVED), "value"]
+        words = f"{name.partition(':')[2]}: {cases}" if " of " not in name else f"{name[9:]}, named: {cases}"
+        findings.append(value_finding(name, float((moved > 0).sum()) if len(moved) else np.nan, len(moved), words))
+    for unit in units:
+        area = own.loc[(channels == unit) & (own["measure"] == AREA), "value"]
+        words = f"{unit}, named: share of the image outside the added neurons' fields"
+        findings.append(value_finding(f"area of {unit}", float(area.mean()), len(area), words))
+    return findings
+
+
+def judge_reach(findings: Mapping[str, Finding], layer: str) -> Verdict:
+    """Judge how far the change reaches of those added neurons that change anything.
+
+    Parameters
+    ----------
+    findings : mapping of str to Finding
+        Findings by name.
+    layer : str
+        Name of the layer.
+
+    Returns
+    -------
+    str
+        "holds" if the share outside the field is above the linear twin's and, paired by feature, above half of the
+        share between two seeds (the whole image changed); "holds in part" if it is only above the twin's; "does not
+        hold" if it is not, and below that half.
+    """
+    outside, linear, excess = (findings[f"{k}:{layer}"] for k in ("outside", "outside linear", "excess"))
+    if outside.low is None or outside.count < 2:
+        return "not decided"
+    if outside.low > max(linear.high or 0.0, FLOOR):
+        return "holds" if excess.count > 1 and (excess.low or 0) > 0 else "holds in part"
+    return "does not hold" if excess.count > 1 and (excess.high or 0) < 0 else "not decided"
+
+
+def most_change(findings: Mapping[str, Finding], layer: str) -> bool | None:
+    """Check whether most added neurons of a layer change anything; None where the interval includes a half.
+
+    Parameters
+    ----------
+    findings : mapping of str to Finding
+        Findings by name.
+    layer : str
+        Name of the layer.
+
+    Returns
+    -------
+    bool or None
+        False if most of them change nothing.
+    """
+    moves = findings[f"moves:{layer}"]
+    if moves.low is None or moves.high is None or moves.count < 2:
+        return None
+    return True if moves.low > MOST else False if moves.high <= MOST else None
+
+
+def judge_layer(findings: Mapping[str, Finding], layer: str) -> Verdict:
+    """Judge one layer.
+
+    Parameters
+    ----------
+    findings : mapping of str to Finding
+        Findings by name.
+    layer : str
+        Name of the layer.
+
+    Returns
+    -------
+    str
+        "holds" only if the change reaches the whole image and most added neurons change anything.
+    """
+    reach, most = judge_reach(findings, layer), most_change(findings, layer)
+    if reach == "holds" and not most:
+        return "holds in part"
+    return "does not hold" if reach == "not decided" and most is False else reach
+
+
+def judge(findings: Mapping[str, Finding], layers: Sequence[str], seeds: int) -> tuple[Verdict, str]:
+    """Combine the layers' verdicts, and write the conclusion.
+
+    Parameters
+    ----------
+    findings : mapping of str to Finding
+        Findings by name.
+    layers : sequence of str
+        Names of the layers.
+    seeds : int
+        Number of seeds.
+
+    Returns
+    -------
+    verdict, conclusion : str
+        If the layers differ, the claim holds in part if it does so in any of them.
+    """
+    verdicts = {layer: judge_layer(findings, layer) for layer in layers}
+    some = any(v in ("holds", "holds in part") for v in verdicts.values())
+    common = next(iter(verdicts.values())) if len(set(verdicts.values())) == 1 else None
+    verdict: Verdict = common or ("holds in part" if some else "not decided")
+
+    def of(name: str, form: str) -> str:
+        return " and ".join(_format(findings[f"{name}:{layer}"], form) for layer in layers)
+
+    def share(layer: str) -> str:
+        count, drawn = (findings[f"{k}:{layer}"].count for k in ("outside", "dead"))
+        mean = _format(findings[f"outside:{layer}"], ".0%")
+        return f"{mean} in {layer} (n = {count} of {drawn} features, {_plural(seeds, 'seed')})"
+
+    counts = " and ".join(str(findings[f"beyond:{layer}"].count) for layer in layers)
+    return verdict, (
+        "Of the change by one more neuron that changes anything, "
+        f"{' and '.join(share(layer) for layer in layers)} are outside its receptive field. "
+        f"{still_phrase(findings, layers)}Without ReLUs and maxima the share is {of('outside linear', '.0e')}. "
+        "Half of the share between two seeds, subtracted from the share, leaves "
+        f"{of('excess', '+.0%')}. {layers_phrase(findings, layers)}Of the change, {of('beyond', '.0%')} are outside "
+        f"the pixels that the neuron changes alone (n = {counts} features). Outside its field the image changes by "
+        f"{of('elsewhere', '.0%')} of what it was."
+        f"{''.join(limits_of(findings, layer) for layer in layers)}{named_phrase(findings)}"
+    )
+
+
+def still_phrase(findings: Mapping[str, Finding], layers: Sequence[str]) -> str:
+    """Say how many added neurons changed nothing, and whether most changed anything.
+
+    Parameters
+    ----------
+    findings : mapping of str to Finding
+        Findings by name.
+    layers : sequence of str
+        Names of the layers.
+
+    Returns
+    -------
+    str
+        Sentences with a space after them; "" where nothing was added.
+    """
+    measured = [layer for layer in layers if findings[f"moved:{layer}"].count]
+    if not measured:
+        return ""
+    most = [most_change(findings, layer) for layer in measured]
+    word = CLAIM_WORDS[True if all(most) else False if False in most else None]
+    counts, still = [], []
+    for layer in measured:
+        moved, moves = findings[f"moved:{layer}"], findings[f"moves:{layer}"]
+        counts.append(
+            f"{moved.value:.0f} of {moved.count} in {layer} ({_format(moves, '.0%')}, n = "
+            f"{_plural(moves.count, 'feature')})"
+        )
+        still.append(f"{1 - (moved.value or 0) / moved.count:.0%}")
+    return (
+        f"That most added neurons change anything {word}: with each seed counted, {' and '.join(counts)} do. The other "
+        f"{' and '.join(still)} of the added neurons changed nothing at all, since they have no gradient. They are not "
+        "in the shares given here, although the claim is of each neuron. "
+    )
+
+
+def layers_phrase(findings: Mapping[str, Finding], layers: Sequence[str]) -> str:
+    """Say in which layers the claim holds, and why it does not hold in full elsewhere.
+
+    Parameters
+    ----------
+    findings : mapping of str to Finding
+        Findings by name.
+    layers : sequence of str
+        Names of the layers.
+
+    Returns
+    -------
+    str
+        Sentences with a space after them.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for layer in layers:
+        found.setdefault((judge_layer(findings, layer), _reason(findings, layer)), []).append(layer)
+    words = {"not decided": "is not decided"}
+    return "".join(
+        f"In {' and '.join(of)} the claim {words.get(verdict, verdict)}{f', since {why}' if why else ''}. "
+        for (verdict, why), of in found.items()
+    )
+
+
+def _reason(findings: Mapping[str, Finding], layer: str) -> str:
+    """Say why the claim does not hold in full in a layer; "" where it does."""
+    outside, reach, most = findings[f"outside:{layer}"], judge_reach(findings, layer), most_change(findings, layer)
+    reasons = {
+        "holds": "",
+        "holds in part": "the share is not clearly above half of that between two seeds",
+        "does not hold": "the share is not above that without ReLUs and maxima, and below half of that between two "
+        "seeds",
+        "not decided": "the share is undefined"
+        if outside.value is None
+        else "the share is of one feature"
+        if outside.count < 2
+        else "the share is not clearly above that without ReLUs and maxima",
+    }
+    few = {True: "", False: "most of those added change nothing", None: "it is open whether most change anything"}
+    if reach == "holds":
+        return "" if most else f"those neurons that change anything change the whole image, but {few[most]}"
+    return " and ".join([reasons[reach]] + [few[most]] * (most is False))
+
+
+def named_phrase(findings: Mapping[str, Finding]) -> str:
+    """Report the named features one by one, and why one has no value.
+
+    Parameters
+    ----------
+    findings : mapping of str to Finding
+        Findings by name.
+
+    Returns
+    -------
+    str
+        Sentences with a space before them; "" where no feature is named.
+    """
+    sentences, start = [], f"outside the field {NETWORK} of "
+    for name, found in findings.items():
+        if not name.startswith(start):
+            continue
+        unit = name.removeprefix(start)
+        moved, area, seen = (findings.get(f"{k} of {unit}") for k in ("moved", "area", f"has a gradient {NETWORK}"))
+        if found.value is not None:
+            sentences.append(f" Of {unit}'s change {found.value:.0%} are outside the field (n = {found.count} cases).")
+        elif seen is not None and not seen.value:
+            sentences.append(f" {unit} has no value: it has no gradient on noise.")
+        elif moved is not None and area is not None and area.value is not None:
+            cases = "none of its" if not moved.value else f"{moved.value:.0f} of its"
+            sentences.append(
+                f" {unit} has no value: its fields leave {area.value:.0%} of the image free, and in {cases} "
+                f"{_plural(moved.count, 'case')} (added neuron and seed) the image changed at all."
+            )
+    return "".join(sentences)
+
+
+def limits_of(findings: Mapping[str, Finding], layer: str) -> str:
+    """Say where a layer has no share outside the field, or where fields leave little of the image free.
+
+    Parameters
+    ----------
+    findings : mapping of str to Finding
+        Findings by name.
+    layer : str
+        Name of the layer.
+
+    Returns
+    -------
+    str
+        A sentence with a space before it; "" where neither is so.
+    """
+    found, area = findings[f"outside:{layer}"], findings[f"area:{layer}"].value
+    if found.value is None:
+        return f" In {layer} no such share is defined: of {found.words.rpartition('; of ')[2]}."
+    if area is None or area >= LITTLE_FREE:
+        return ""
+    return f" In {layer} the fields of the added neurons leave {area:.0%} of the image free, which is little."
+
+
+def _format(finding: Finding, form: str) -> str:
+    """Format a finding for a sentence.
+
+    With its interval if it is of several features and not a power of ten.
+    """
+    return (
+        format_value(finding.value, form) if finding.count < 2 or form.endswith("e") else format_interval(finding, form)
+    )
+
+
+def _plural(count: int, noun: str) -> str:
+    """Write a number with its noun."""
+    return f"{count} {noun}{'s' * (count != 1)}"
