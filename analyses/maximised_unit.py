@@ -10,7 +10,7 @@ for the receptive fields of the neurons in the middle.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,9 @@ from matplotlib.figure import Figure
 
 from analyses.formulas import extents
 from analyses.support.findings import (
-    CLAIM_WORDS,
     POSITIVE,
     Finding,
     difference_finding,
-    format_interval,
-    format_value,
     mean_or_undefined,
     share_or_undefined,
     value_finding,
@@ -50,18 +47,14 @@ from analyses.support.neurons import (
 from analyses.support.plotting import draw_strips, panels
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
+from analyses.support.unit_verdict import HALF, NEEDED, count_findings, judge
 from analyses.support.units import named_rows
 from featmap.optimize.recipe import INTERACT, Recipe
 from featmap.plotting.sheets import Sheet, contact_sheet
 from featmap.plotting.style import GRAY, colour, encode_webp, house_style, thumbnail
-from featmap.stats.correlation import FLOOR
 
 STEPS, FULL_STEPS, FULL = 24, 300, 299
 STARTS = 6
-HALF = 0.5
-"""Share of the distance between neurons that is clear."""
-MANY, ALIKE = 0.05, FLOOR
-"""Least share of neurons with several patterns, and largest difference of fields that are the same."""
 RESCUE = 0.25
 """Share of the steps in which the gradient passes dead ReLUs: a single neuron is often dead on noise."""
 SHOWN, SIDE = 3, 96
@@ -70,23 +63,25 @@ STUDY = Study(
     "maximised_unit",
     section="Feature Visualization from First Principles",
     claim="A unit's position in the tensor is where its image changes; a neuron of an interior channel has a wider "
-    "field than one of an exterior channel, because of the module's branches; one neuron can respond to several "
-    "patterns.",
+    "field than one of an exterior channel, because of the module's branches; one neuron ([415, 9, 9] of Mixed_6b) is "
+    "activated by a number of different patterns at once, which its one image shows.",
     measured="distance of the centre of the change's energy from the centre of the analytic receptive field, the "
     "radius that holds 90 % of the energy by branch, and how many clearly different images of one neuron, from "
     "different starts, reach 90 % of its best activation (clearly: in clusters further apart, on average, than half "
     "the median distance between different neurons' images from one start), by pixels and by response profile, both "
-    "less the null image's",
+    "less the null image's. Of the last part this says whether different starts give different images of one neuron; "
+    "how many patterns one image holds is not measured",
     rule="position: the interval of the distance of the two centres is wholly below that of the distance to the fields "
     "of the channel's other positions (not so if it is wholly above); extent: the interval of the radius, relative to "
     "its layer's mean, of interior channels minus the first branch's is above 0, and so is that minus the last "
     "branch's (not so if one of these intervals is at or below 0); a branch with the same analytic field as interior "
-    "channels is not compared, nor are layers whose central neurons' fields do not fit into the image, and in layers "
-    "without branches the first and the last quarter of the channels stand for the outer ones; variety: the interval "
-    "of the share of neurons with two or more clearly different images, by response profile, is above one in twenty "
-    "(not so if it is at or below that). A part is not decided where intervals overlap, span their limit or are "
-    "undefined. The claim holds if all three are true, in part if one or two are, does not hold if none is and one is "
-    "not so, and is not decided otherwise",
+    "channels is not compared, and where one of the two is left out for this, extent holds in part at most; layers "
+    "whose central neurons' fields do not fit into the image are not compared either, and in layers without branches "
+    "the first and the last quarter of the channels stand for the outer ones; variety: the interval of the share of "
+    "neurons with two or more clearly different images, by response profile, is above one in twenty (not so if it is "
+    f"at or below that, which takes {NEEDED} neurons where none has two). A part is not decided where intervals "
+    "overlap, span their limit or are undefined. The claim holds if all three parts hold, in part if any does or does "
+    "so in part, does not hold if none does and one is not so, and is not decided otherwise",
     units={"inception_v3": ("Mixed_6b:654", "Mixed_6b:415")},
     full="299 pixels and 300 steps; one size instead of octaves, since a neuron's position in the grid belongs to a "
     "size",
@@ -110,6 +105,7 @@ def measure(context: Context, size: int | None = None, steps: int = STEPS, start
         [part for n in neurons for part in (*_position_rows(n), *_radius_rows(n), *_variety_rows(n))], ignore_index=True
     )
     findings = _collect_findings(rows, neurons, recipe.size)
+    findings |= count_findings(rows, findings["truncated"])
     named = [
         ("error", "interact", "", "distance of the two centres", "pixels"),
         ("radius", "interact", "", "radius of 90 % of the change", "pixels"),
@@ -327,94 +323,9 @@ def _collect_findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int)
     return {finding.name: finding for finding in findings}
 
 
-def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
-    """Judge the claim by the rule of the study, and write the conclusion."""
-    error, floor, several = (findings[k] for k in ("error", "floor", "several profiles"))
-    parts = (nearer(error, floor), interior_wider(findings), exceeds(several, MANY))
-    verdict: Verdict = "not decided"
-    if all(parts):
-        verdict = "holds"
-    elif any(parts):
-        verdict = "holds in part"
-    elif False in parts:
-        verdict = "does not hold"
-    position, extent, variety = (CLAIM_WORDS[part] for part in parts)
-    return verdict, (
-        f"That the image changes at the neuron's position {position}: the change is centred "
-        f"{format_value(error.value, '.1f')} pixels from the centre of its field and "
-        f"{format_value(floor.value, '.1f')} from that of another position. The two centres correlate by "
-        f"{format_value(findings['follows'].value)}. That interior channels extend further {extent}: "
-        f"{extent_phrase(findings)} That one neuron responds to several patterns {variety}: "
-        f"two or more of the images from different starts are clearly different for {format_interval(several, '.0%')} "
-        f"of the neurons, judged by what they excite, and for "
-        f"{format_value(findings['several images'].value, '.0%')}, judged by their pixels."
-    )
-
-
-def nearer(error: Finding, floor: Finding) -> bool | None:
-    """Check whether one distance is below another; None where their intervals overlap, or one is undefined."""
-    if error.low is None or error.high is None or floor.low is None or floor.high is None:
-        return None
-    return True if error.high < floor.low else False if error.low > floor.high else None
-
-
-def beyond_phrase(findings: Mapping[str, Finding]) -> str:
-    """Name the layers whose fields do not fit into the image; "" for none."""
-    words, _, layers = findings["truncated"].words.partition(" (") if "truncated" in findings else ("", "", "")
-    size = words.partition("beyond the ")[2].partition(" pixels")[0]
-    return f" The radius is not compared in {layers[:-1]}: its neurons see beyond the {size} pixels." if layers else ""
-
-
-def extent_phrase(findings: Mapping[str, Finding]) -> str:
-    """Describe how far interior channels extend, or exterior ones where modules have no interior branch."""
-    first, last = (format_value(findings[f"field {which}"].value, "+.2f") for which in ("first", "last"))
-    outer = findings.get("wider outer")
-    if findings["field first"].value is None and outer is not None and outer.value is not None:
-        return (
-            "the modules have two branches, so that no channel is interior. The radius of the last branch's change is "
-            f"larger than the first branch's by {format_interval(outer, '+.2f')} of their layer's mean, their field's "
-            f"side by {format_value(findings['field outer'].value, '+.2f')}.{beyond_phrase(findings)}"
-        )
-    same = ""
-    if findings["field last"].value is None:
-        same = " There are no interior and last branches to compare."
-    elif not fields_differ(findings, "last"):
-        same = " The last branch is not compared because its field is the same."
-    return (
-        "the radius of their change is larger than the first branch's by "
-        f"{format_interval(findings['wider first'], '+.2f')} of their layer's mean, their field's side by {first}. It "
-        f"is larger than the last branch's by {format_interval(findings['wider last'], '+.2f')}, their field's side by "
-        f"{last}.{same}{beyond_phrase(findings)}"
-    )
-
-
-def fields_differ(findings: Mapping[str, Finding], which: str) -> bool:
-    """Check whether the analytic fields of interior channels differ from a branch's."""
-    more = findings[f"field {which}"].value
-    return more is not None and abs(more) > ALIKE
-
-
-def interior_wider(findings: Mapping[str, Finding]) -> bool | None:
-    """Check whether interior channels extend further than each branch compared.
-
-    None where no branch is compared, or an interval spans 0 and none is below.
-    """
-    chosen = [exceeds(findings[f"wider {w}"], 0) for w in ("first", "last") if fields_differ(findings, w)]
-    if False in chosen:
-        return False
-    return True if chosen and all(chosen) else None
-
-
-def exceeds(finding: Finding, limit: float) -> bool | None:
-    """Check on which side of a limit an interval is; None where it spans the limit, or is undefined."""
-    if finding.low is None or finding.high is None:
-        return None
-    return True if finding.low > limit else False if finding.high <= limit else None
-
-
 def restate(stored: StoredResult) -> tuple[Verdict, str]:
-    """Write verdict and conclusion from the stored result."""
-    return judge(stored.findings)
+    """Write verdict and conclusion from the stored result; what earlier results lack is counted in their rows."""
+    return judge(count_findings(stored.rows, stored.findings["truncated"]) | stored.findings)
 
 
 @house_style

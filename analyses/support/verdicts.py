@@ -38,6 +38,8 @@ CAVEATS = {
     "the numbers of classes are of their 1,280 pooled features, which are no classes",
     ("maximised_unit", "googlenet"): "The last branch of these modules has the field of the second; only the third's "
     "is larger",
+    ("maximised_unit", "inception_v3"): "The article finds that a neuron of 415, an interior channel, changes more of "
+    "the image than one of 654, which is near the end of the module",
     ("joint_pair", "inception_v3"): f"The features of the pair {_SAME_NUMBERS}",
     ("layer_maps", "inception_v3"): f"The first features of each layer {_SAME_NUMBERS}",
     ("layer_maps", "googlenet"): _PALETTE,

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from analyses import maximised_unit, neuron_growth
-from analyses.support import kinds, neurons
-from analyses.support.findings import Finding
+from analyses.support import kinds, neurons, unit_verdict
+from analyses.support.findings import Finding, share_finding
 from analyses.support.image_sets import ImageSet, make_images
+from analyses.support.records import save_outcome
+from analyses.support.study import StoredResult
 from featmap.network.loading import load
 from featmap.optimize.recipe import INTERACT
 from tests.helpers.studying import context_of, value_of
@@ -91,8 +96,12 @@ def test_neurons_change_the_image_within_their_receptive_field(tmp_path: Path) -
     assert value_of(outcome, "kinds images") == value_of(outcome, "kinds profiles") == 1  # linear: one pattern each
     assert value_of(outcome, "images starts") < 1e-4
     assert outcome.verdict == "holds in part", "eight neurons with one pattern each leave the third part undecided"
-    assert "responds to several patterns is not decided: two or more of the images" in outcome.conclusion
-    assert "clearly different for 0% [0%, 32%] of the neurons, judged by what they excite, and" in outcome.conclusion
+    assert "(n = 8 features at up to 8 positions each, 1 start)" in outcome.conclusion
+    assert outcome.conclusion.count("(n = 4 against 2 neurons of mixed)") == 2
+    assert [value_of(outcome, f"neurons {which}") for which in ("interior", "first", "last")] == [4, 2, 2]
+    assert (
+        "images of one neuron is not decided: of 8 neurons with 2 starts each, 0% [0%, 32%] hav" in outcome.conclusion
+    )
 
 
 def test_a_neuron_that_is_the_larger_of_two_answers_two_patterns(tmp_path: Path) -> None:
@@ -165,33 +174,50 @@ def test_one_branch_cannot_carry_the_claim() -> None:
 
     good = {"error": (2, 3), "floor": (20, 30), "wider first": (0.2, 0.4), "several profiles": (0.2, 0.4)}
     good |= dict.fromkeys(("follows", "several images", "field first", "field last"), (0.5, 0.6))
+    good |= {"profiles starts": (0.4, 0.5), "profiles neurons": (0.9, 1.1)}
     for last, field, verdict in (
         ((0.1, 0.2), 0.5, "holds"),
         ((-0.1, 0.2), 0.5, "holds in part"),
         ((-0.2, -0.1), 0.5, "holds in part"),
-        ((-0.1, 0.2), 0.0, "holds"),  # the same analytic field: nothing to differ
+        ((-0.1, 0.2), 0.0, "holds in part"),  # the same analytic field: one of two comparisons is left out
     ):
         ends = good | {"wider last": last, "field last": (field, field)}
         given = {name: finding(name, *of) for name, of in ends.items()}
-        assert maximised_unit.judge(given)[0] == verdict
-        assert ("not compared" in maximised_unit.judge(given)[1]) == (field == 0)
+        assert unit_verdict.judge(given)[0] == verdict
+        conclusion = unit_verdict.judge(given)[1]
+        assert ("With the last branch they are not compared" in conclusion) == (field == 0)
+        assert ("interior channels extend further holds in part: " in conclusion) == (field == 0)
+        assert "0.45 apart (1 - r, n = 8 neurons), and has to be more than 0.50 apart to differ" in conclusion
     spanning = good | {"wider last": (-0.1, 0.2), "field last": (0.5, 0.5), "several profiles": (0.01, 0.3)}
     held = {name: finding(name, *of) for name, of in spanning.items()}
-    assert maximised_unit.interior_wider(held) is None, "an interval that spans 0 decides nothing"
-    assert "several patterns is not decided" in maximised_unit.judge(held)[1], "nor do few neurons"
+    assert unit_verdict.interior_wider(held) is None, "an interval that spans 0 decides nothing"
+    assert "images of one neuron is not decided" in unit_verdict.judge(held)[1], "nor do few neurons"
     below = held | {"wider last": finding("", -0.2, -0.1), "several profiles": finding("", 0.0, 0.04)}
-    assert maximised_unit.interior_wider(below) is False
-    assert "several patterns does not hold" in maximised_unit.judge(below)[1]
+    assert unit_verdict.interior_wider(below) is False
+    assert "images of one neuron does not hold" in unit_verdict.judge(below)[1]
     overlapping, elsewhere = below | {"error": finding("", 20, 40)}, below | {"error": finding("", 31, 40)}
-    assert maximised_unit.judge(overlapping)[0] == maximised_unit.judge(elsewhere)[0] == "does not hold"
-    assert "neuron's position is not decided" in maximised_unit.judge(overlapping)[1]
-    assert "neuron's position does not hold" in maximised_unit.judge(elsewhere)[1]
+    assert unit_verdict.judge(overlapping)[0] == unit_verdict.judge(elsewhere)[0] == "does not hold"
+    assert "neuron's position is not decided" in unit_verdict.judge(overlapping)[1]
+    assert "neuron's position does not hold" in unit_verdict.judge(elsewhere)[1]
     undecided = held | {"error": finding("", 20, 40)}
-    assert maximised_unit.judge(undecided)[0] == "not decided", "no part is decided"
+    assert unit_verdict.judge(undecided)[0] == "not decided", "no part is decided"
     none = {name: finding(name, 0, 0) for name in (*good, "wider last")}
-    assert (
-        maximised_unit.interior_wider(none) is None and "extend further is not decided" in maximised_unit.judge(none)[1]
-    )
+    assert unit_verdict.interior_wider(none) is None and "extend further is not decided" in unit_verdict.judge(none)[1]
+
+
+def test_few_neurons_cannot_refute_variety() -> None:
+    """Wilson's interval of no hit, as scipy computes it, ends above 5 % for 72 and below for 73."""
+    ends = [stats.binomtest(0, n).proportion_ci(0.95, "wilson").high for n in (72, 73)]
+    assert ends[0] > unit_verdict.MANY >= ends[1] and unit_verdict.NEEDED == 73
+    assert str(unit_verdict.NEEDED) in maximised_unit.STUDY.rule
+
+    def say(count: int) -> str:
+        held = dict.fromkeys(
+            ("profiles starts", "profiles neurons", "several images"), Finding("", 0.5, 0.4, 0.6, 9, "")
+        )
+        return unit_verdict.variety_phrase(held | {"several profiles": share_finding("", 0, count, "")})
+
+    assert "it would take 73 neurons of which none has several images" in say(16) and "refute" not in say(73)
 
 
 def test_profiles_are_less_the_null_image_of_their_start() -> None:
@@ -210,11 +236,11 @@ def test_profiles_are_less_the_null_image_of_their_start() -> None:
     Z = kinds.standardised_profiles(made)
     assert np.ptp(Z, axis=0).max() < 1e-9, "what is left is the neuron's alone, whatever the start"
     apart = kinds.median_distance(Z, made.live)
-    counts, between = kinds.count_kinds(Z, made, 1 - maximised_unit.HALF * apart)
+    counts, between = kinds.count_kinds(Z, made, 1 - unit_verdict.HALF * apart)
     assert counts.tolist() == [1, 1] and between == pytest.approx([0, 0], abs=1e-9) and apart > 1
     with_null = kinds.standardised_profiles(replace(made, null_A=np.zeros((3, 20))))
     apart = kinds.median_distance(with_null, made.live)
-    assert kinds.count_kinds(with_null, made, 1 - maximised_unit.HALF * apart)[0].tolist() == [3, 3]
+    assert kinds.count_kinds(with_null, made, 1 - unit_verdict.HALF * apart)[0].tolist() == [3, 3]
 
 
 def test_neurons_keep_the_responses_of_their_null_images(tmp_path: Path) -> None:
@@ -239,6 +265,36 @@ def test_layers_whose_fields_do_not_fit_are_named_and_named_neurons_reported(tmp
     own = outcome.rows[(outcome.rows["measure"] == "radius") & (outcome.rows["feature"].str.split(":").str[0] == "3")]
     assert named["radius interact of conv:3"].value == pytest.approx(own["value"].mean())
     assert set(outcome.rows["feature"].str.split(":").str[0]) == {"0", "3"}
+    radii = [f"{named[f'radius interact of conv:{k}'].value:.1f} pixels for conv:{k} (n = 2 starts)" for k in (3, 0)]
+    assert f"named features, in images of 16 pixels, are {' and '.join(radii)}." in outcome.conclusion
+
+
+def test_a_neuron_is_restated_from_stored_rows_without_the_counts(tmp_path: Path) -> None:
+    context = context_of(maximised_unit.STUDY, windows(), ("mixed",), tmp_path, size=24, features=8)
+    outcome = maximised_unit.measure(context, 24, 2, starts=2)
+    path = save_outcome(context, outcome, tmp_path / "results")[0]
+    assert maximised_unit.restate(StoredResult.read(path)) == (outcome.verdict, outcome.conclusion)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["findings"] = [f for f in record["findings"] if not f["name"].startswith(("neurons", "positions"))]
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert maximised_unit.restate(StoredResult.read(path)) == (outcome.verdict, outcome.conclusion)
+
+
+def test_layers_that_are_left_out_are_not_counted() -> None:
+    values = [("radius", "interact", layer, f"{k}:1:1", 1.0) for layer in ("a", "b") for k in range(4)]
+    values += [("end", "", layer, f"{k}:1:1", end) for layer in ("a", "b") for k, end in enumerate((-1, 0, 0, 1))]
+    values += [("error", "interact", "b", f"{k}:{at}:2", 1.0) for k in range(2) for at in range(1, 3 + k)]
+    rows = pd.DataFrame(values, columns=["measure", "recipe", "layer", "feature", "value"]).assign(against=None)
+    left = Finding("truncated", 1, None, None, 2, "layers ... beyond the 9 pixels, not in this comparison (a)")
+    found = unit_verdict.count_findings(rows, left)
+    assert {k: f.value for k, f in found.items()} == {
+        "neurons interior": 2,
+        "neurons first": 1,
+        "neurons last": 1,
+        "positions": 3,  # feature 0 has two, feature 1 three
+    }
+    assert found["neurons first"].words.endswith("(b)") and found["positions"].count == 2
+    assert unit_verdict.group_layers(found) == " of b"
 
 
 class Expand(nn.Module):

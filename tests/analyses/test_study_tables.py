@@ -415,8 +415,10 @@ def test_what_is_said_beside_a_result_depends_on_what_was_measured() -> None:
     assert few.startswith("1 random pair was measured beside it") and places.startswith("Images of 96 pixels are small")
     assert len(say(pair, findings=[], descents=[small[0] | {"sizes": [299]}])) == 1
     unit = replace(STUDY, name="maximised_unit")
-    assert say(unit) == ["With one neuron in each branch, means of branches have no interval"]
-    assert say(unit, settings=drawn["settings"] | {"features": 8}) == []
+    pair, alone = say(unit)
+    assert alone == "With one neuron in each branch, means of branches have no interval"
+    assert pair.startswith("The article finds that a neuron of 415, an interior channel,")
+    assert say(unit, settings=drawn["settings"] | {"features": 8}) == [pair]
     growth, words = replace(STUDY, name="neuron_growth"), "the share; of 8 drawn (4 not changed)"
     shares = [finding(name="outside:one", words=words, count=4), finding(name="outside:two", words=words, count=6)]
     assert say(growth, findings=shares) == [
