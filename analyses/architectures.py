@@ -16,11 +16,30 @@ import torch
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 
 import featmap
 from analyses.formulas import coherence
-from analyses.support.findings import Finding, interval, mean_or_undefined, student_factor
+from analyses.support.findings import (
+    CLAIM_WORDS,
+    Finding,
+    format_interval,
+    format_value,
+    interval,
+    mean_or_undefined,
+    student_factor,
+)
+from analyses.support.network_means import (
+    UNKNOWN_SIZE,
+    Mean,
+    Means,
+    compare_modules,
+    compare_phrase,
+    describe_images,
+    describe_networks,
+    format_means,
+    mean_and_error,
+    mean_difference,
+)
 from analyses.support.records import read_stored
 from analyses.support.settings import changed_recipe
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
@@ -38,6 +57,7 @@ REFERENCE_IMAGES, PERMUTATIONS = 64, 4
 HEADLINE, P = "beyond", 0.05
 """Measure that networks are compared by, and the level of the test."""
 GOOGLENET, INCEPTION, RESNET = "googlenet", "inception_v3", "resnet50"
+NAMES = ("GoogLeNet", "InceptionV3")
 COMPARES = True
 """The verdict is about several networks, and may change when another one is measured."""
 
@@ -45,18 +65,23 @@ STUDY = Study(
     "architectures",
     section="Feature Maps are Metric Invariant",
     claim="The images of GoogLeNet's last two modules are more coherent than those of InceptionV3's, and ResNet "
-    'behaves like both (section "Mapping ResNet Features").',
+    'behaves like both (section "Mapping ResNet Features"). A second part, of each network by itself: the images of '
+    "its final layer are less coherent than those of the layers before (same section).",
     measured="how few features of its layer an image excites: the share that respond more than to any of "
     f"{REFERENCE_IMAGES} images with a 1/f spectrum, minus the same share for the image with its pixels permuted (mean "
     f"of {PERMUTATIONS} permutations), which is what its colours excite by chance; also the participation ratio of the "
     "responses, the similarity of two positions of an image, and the number of classes the network sees; layer by "
-    "layer",
+    "layer. The fewer features are excited, the more coherent is an image. The images are those of the stated number "
+    "of steps, without octaves unless --full is given",
     rule=f"the claim holds if GoogLeNet's share minus chance is below InceptionV3's (p < {P}, Welch) both in the last "
     f"module and in the one before, and ResNet's is in neither of them below GoogLeNet's or above InceptionV3's "
     f"(p < {P}); it holds in part where ResNet's is, or is not measured, or if GoogLeNet's is below in one of the "
     f"modules alone (p < {P / 2}); otherwise it does not hold if GoogLeNet's is above in one of them (p < {P / 2}), "
     "and is not decided if it is not, or until both networks are measured, both in full or both not, of these layers, "
-    "with their published weights. Networks other than these three are shown beside them, and do not count",
+    "with their published weights. Networks other than these three are shown beside them, and do not count. The second "
+    "part is not in the verdict: it holds on a network, measured in these layers with published weights, if the "
+    "interval (Welch) of the last module's share minus chance, less that of the module before, is above 0; it does not "
+    "hold if it is below 0, and is not decided otherwise",
     full="the article's octaves, 299 to 380 pixels and 300 steps (the recipe `article-normalised`)",
     layers={
         "reference": ("inception5a", "inception5b"),
@@ -224,53 +249,6 @@ def collect_findings(context: Context, table: pd.DataFrame) -> list[Finding]:
     return findings
 
 
-@dataclass(frozen=True)
-class Mean:
-    """A mean with its standard error.
-
-    Parameters
-    ----------
-    value, error : float
-        Mean and standard error.
-    count : int
-        Number of features.
-    """
-
-    value: float
-    error: float
-    count: int
-
-
-def mean_and_error(finding: Finding | dict[str, Any]) -> Mean | None:
-    """Recover mean and standard error from a finding or its stored form.
-
-    None without an interval.
-    """
-    record = finding if isinstance(finding, dict) else vars(finding)
-    if record["value"] is None or record["low"] is None or record["count"] < 2:
-        return None
-    error = (record["high"] - record["low"]) / 2 / student_factor(record["count"])
-    return Mean(float(record["value"]), error, int(record["count"]))
-
-
-def signed_p(one: Mean, two: Mean) -> float:
-    """Compute Welch's two-sided p of two means.
-
-    It is negative unless the first mean is below the second.
-    """
-    spread = [m.error * np.sqrt(m.count) for m in (one, two)]
-    p = float(
-        stats.ttest_ind_from_stats(
-            one.value, spread[0], one.count, two.value, spread[1], two.count, equal_var=False
-        ).pvalue
-    )
-    return p if one.value < two.value else -p
-
-
-Means = dict[str, dict[str, Mean]]
-"""Headline by network and layer, layers in order, so that the last layers of two networks are compared."""
-
-
 def headline_means(layers: Sequence[str], findings: Sequence[Finding] | Sequence[dict[str, Any]]) -> dict[str, Mean]:
     """Look up the headline of each layer.
 
@@ -297,25 +275,21 @@ def collect_means(results: Path, full: bool, model: str, own: dict[str, Mean]) -
     return {name: headlines for name, headlines in means.items() if headlines}
 
 
-def compare_modules(one: dict[str, Mean], two: dict[str, Mean]) -> list[float]:
-    """Compute `signed_p` of two networks' layers: the last with the last, and so on."""
-    return [signed_p(a, b) for a, b in zip(reversed(one.values()), reversed(two.values()), strict=False)]
-
-
 def judge(means: Means, random: str | None = None) -> tuple[Verdict, str]:
     """Judge the claim and say why; `random` names a network whose weights are random.
 
     Networks of which other layers were measured than the claim's are named, and decide nothing.
     """
     published = {m: v for m, v in means.items() if m != random}
-    counted = {m: v for m, v in published.items() if list(v) == list(STUDY.layers.get(m, v))}
+    counted = {m: v for m, v in published.items() if of_claim(m, v)}
     missing = [m for m in (GOOGLENET, INCEPTION) if m not in counted]
     if missing:
-        return "not decided", "; ".join(describe_missing(m, published) for m in missing)
+        why = "; ".join(describe_missing(m, published) for m in missing)
+        if GOOGLENET in published and INCEPTION in published:
+            why += f". In the layers measured, {compare_phrase(published[GOOGLENET], published[INCEPTION], NAMES)}"
+        return "not decided", why
     google, inception = counted[GOOGLENET], counted[INCEPTION]
-    p = compare_modules(google, inception)
-    values = " and ".join(f"{abs(x):.2g}" for x in p[::-1])
-    text = f"GoogLeNet {format_means(google)}, InceptionV3 {format_means(inception)}, p {values}"
+    p, text = compare_modules(google, inception), compare_phrase(google, inception, NAMES)
     if not all(0 < x < P for x in p):
         part = any(0 < x < P / len(p) for x in p)
         against = any(-P / len(p) < x < 0 for x in p)
@@ -325,41 +299,97 @@ def judge(means: Means, random: str | None = None) -> tuple[Verdict, str]:
     third = counted[RESNET]
     outside = any(0 < x < P for x in (*compare_modules(third, google), *compare_modules(inception, third)))
     where = "outside the range of the two" if outside else "not outside the range of the two"
-    return ("holds in part" if outside else "holds"), f"{text}; ResNet {format_means(third)}, {where}"
+    return ("holds in part" if outside else "holds"), f"{text}; ResNet's, {format_means(third)}, is {where}"
+
+
+def of_claim(model: str, means: dict[str, Mean]) -> bool:
+    """Check whether a network was measured in the layers that the claim is about, where it names some."""
+    return list(means) == list(STUDY.layers.get(model, means))
 
 
 def describe_missing(model: str, published: Means) -> str:
     """Say why a network decides nothing: it was not measured, or in other layers than the claim's."""
     if model not in published:
-        return f"{model} not measured with published weights"
-    layers = " and ".join(published[model])
-    return f"{model} measured in {layers} ({format_means(published[model])}), which are not the claim's layers"
+        return f"{model} was not measured with published weights"
+    return f"{model} was measured in {' and '.join(published[model])}, which are not the claim's layers"
 
 
-def format_means(means: dict[str, Mean]) -> str:
-    """Format a network's headlines for a sentence."""
-    return " and ".join(f"{m.value:+.3g}" for m in means.values())
+def stored_images(results: Path, full: bool) -> dict[str, str]:
+    """Describe the images of every stored network, see `describe_images`."""
+    return {
+        str(record["model"]): describe_images((d["sizes"], d["steps"]) for d in record.get("descents", []))
+        for record in read_stored(STUDY.name, results).values()
+        if record["settings"]["full"] == full
+    }
 
 
-def write_conclusion(model: str, layers: Sequence[str], by: Mapping[str, Finding], why: str) -> str:
-    """Write the conclusion from the findings by name."""
+def final_phrase(model: str, own: dict[str, Mean], random: bool) -> str:
+    """Say whether a network's final images are less coherent than those of the layer before, as the article says."""
+    if len(own) < 2:
+        return ""
+    (before, first), (last, second) = list(own.items())[-2:]
+    gap = mean_difference(second, first)
+    counts = of_claim(model, own) and not random
+    holds = True if gap.low > 0 else False if gap.high < 0 else None
+    why = "" if counts else "the weights are random; " if random else "these are not the network's final layers; "
+    return (
+        f" That a network's final images are less coherent than those of the layer before "
+        f"{CLAIM_WORDS[holds if counts else None]}: {why}the share above chance in {last} minus that in {before} is "
+        f"{format_interval(gap, '+.3g')} (n = {second.count} and {first.count} features)."
+    )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a conclusion is about.
+
+    Parameters
+    ----------
+    model : str
+        Name of the network.
+    layers : sequence of str
+        Its layers.
+    seeds : int
+        Number of seeds.
+    means : dict
+        Headlines of every network.
+    images : dict of str to str
+        Size and steps of every network's images.
+    random : bool
+        Whether the network has random weights.
+    """
+
+    model: str
+    layers: Sequence[str]
+    seeds: int
+    means: Means
+    images: Mapping[str, str]
+    random: bool
+
+
+def conclude(shown: Shown, by: Mapping[str, Finding]) -> tuple[Verdict, str]:
+    """Judge the claim, and write the conclusion from the findings by name."""
 
     def value(name: str) -> str:
-        number = by[name].value
-        return "undefined" if number is None else f"{number:.3g}"
+        return format_value(by[name].value, ".3g")
 
     shares = []
-    for layer in layers:
+    for layer in shown.layers:
         headline = by[f"{layer}:{HEADLINE}"]
-        ends = "" if headline.low is None else f" [{headline.low:.3g}, {headline.high:.3g}]"
         shares.append(
-            f"{value(f'{layer}:excited')} of {layer}'s features. With its pixels permuted it excites "
-            f"{value(f'{layer}:permuted')} (difference {value(f'{layer}:{HEADLINE}')}{ends}). The null image excites "
-            f"{value(f'{layer}:excited_null')}."
+            f" In {layer} an image excites {value(f'{layer}:excited')} of the layer's features more than any 1/f image "
+            f"does (n = {headline.count} features, {shown.seeds} seed{'s' * (shown.seeds != 1)}), and "
+            f"{value(f'{layer}:permuted')} with its pixels permuted (chance): {format_interval(headline, '+.3g')} "
+            f"above chance. The null image excites {value(f'{layer}:excited_null')}."
         )
-    return (
-        f"{model}: the image of a late feature excites, more than any 1/f image does, "
-        f"{' The image of a late feature excites '.join(shares)} Between networks: {why}."
+    verdict, why = judge(shown.means, shown.model if shown.random else None)
+    word = "is not decided" if verdict == "not decided" else verdict
+    return verdict, (
+        "The fewer features an image excites beyond chance, the more coherent it is taken to be; the images are of "
+        f"{shown.images.get(shown.model, UNKNOWN_SIZE)}.{''.join(shares)} Share above chance by network, in the layers "
+        "named: "
+        f"{describe_networks(shown.means, shown.images)}. That GoogLeNet's images are more coherent than InceptionV3's "
+        f"{word}: {why}.{final_phrase(shown.model, shown.means.get(shown.model, {}), shown.random)}"
     )
 
 
@@ -367,9 +397,10 @@ def restate(stored: StoredResult) -> tuple[Verdict, str]:
     """Write verdict and conclusion from the stored result."""
     layers, random = stored.settings["layers"], ", weights random:" in stored.network
     own = headline_means(layers, list(stored.findings.values()))
-    means = collect_means(stored.results, stored.settings["full"], stored.model, own)
-    verdict, why = judge(means, stored.model if random else None)
-    return verdict, write_conclusion(stored.model, layers, stored.findings, why)
+    full = stored.settings["full"]
+    means = collect_means(stored.results, full, stored.model, own)
+    images = stored_images(stored.results, full)
+    return conclude(Shown(stored.model, layers, stored.settings["seeds"], means, images, random), stored.findings)
 
 
 @style.house_style
@@ -442,18 +473,15 @@ def measure(context: Context) -> Outcome:
     findings = collect_findings(context, table)
     own = headline_means(context.layers, findings)
     means = collect_means(context.results, context.full, context.model, own)
-    random = context.model if context.network.weights.startswith("random:") else None
-    verdict, why = judge(means, random)
+    images = stored_images(context.results, context.full)
+    images[context.model] = describe_images((sizes, steps) for _, sizes, steps in context.descents)
     live = table[table["status"] == "live"]
     values = {str(f): one.to_numpy(dtype=float) for f, one in live.groupby("feature")[HEADLINE]}
     findings += named_findings(context, HEADLINE, values, MEASURES[HEADLINE])
-    return Outcome(
-        table,
-        findings,
-        verdict,
-        write_conclusion(context.model, context.layers, {f.name: f for f in findings}, why),
-        {"": draw_figure(context, table, means)},
-    )
+    random = context.network.weights.startswith("random:")
+    shown = Shown(context.model, context.layers, context.seeds, means, images, random)
+    verdict, conclusion = conclude(shown, {f.name: f for f in findings})
+    return Outcome(table, findings, verdict, conclusion, {"": draw_figure(context, table, means)})
 
 
 if __name__ == "__main__":

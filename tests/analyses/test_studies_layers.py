@@ -16,9 +16,10 @@ from scipy import stats
 from torch import nn
 
 from analyses import architectures, layer_maps
-from analyses.architectures import Mean
 from analyses.formulas.layer_colours import PaletteSummary
+from analyses.support import network_means
 from analyses.support.findings import Finding, mean_finding, value_finding
+from analyses.support.network_means import Mean
 from analyses.support.records import save_outcome
 from analyses.support.study import Context, StoredResult
 from featmap.stats.reliability import Interval
@@ -235,7 +236,12 @@ def test_copies_are_all_excited_by_each_others_images(tmp_path: Path) -> None:
     assert value_of(outcome, "features:positions") > 0.99 and value_of(outcome, "features:positions_across") > 0.99
     assert 1 <= value_of(outcome, "features:classes") <= 3
     assert outcome.verdict == "not decided"
-    assert "inception_v3 measured in Mixed_6e and Mixed_7a (" in outcome.conclusion  # as in its stored result
+    assert "inception_v3 was measured in Mixed_6e and Mixed_7a, which" in outcome.conclusion  # as in its stored result
+    assert outcome.conclusion.startswith("The fewer features an image excites beyond chance, the more coherent")
+    assert (
+        "; the images are of 16 pixels, 24 steps. In features an image excites 1 of the layer's" in outcome.conclusion
+    )
+    assert "more than any 1/f image does (n = 4 features, 1 seed), and 1 with its pixels" in outcome.conclusion
 
 
 def test_rivals_are_excited_alone(tmp_path: Path) -> None:
@@ -282,21 +288,27 @@ def test_layers_are_not_pooled(tmp_path: Path) -> None:
     context = context_of(architectures.STUDY, both, ("rivals", "features"), tmp_path, 16, features=3)
     outcome = architectures.measure(context)
     assert value_of(outcome, "rivals:excited") == pytest.approx(1 / 3) and value_of(outcome, "features:excited") == 1
-    assert "0.333 of rivals's features" in outcome.conclusion and "1 of features's features" in outcome.conclusion
+    assert "In rivals an image excites 0.333 of the layer's features" in outcome.conclusion
+    assert "In features an image excites 1 of the layer's features" in outcome.conclusion
 
 
 def test_welch_from_stored_intervals_is_scipys_from_values() -> None:
     rng = np.random.Generator(np.random.PCG64(4))
     one, two = rng.normal(0.2, 0.1, 16), rng.normal(0.3, 0.2, 12)
-    means = [architectures.mean_and_error(mean_finding("excited", v, "")) for v in (one, two)]
+    means = [network_means.mean_and_error(mean_finding("excited", v, "")) for v in (one, two)]
     assert None not in means
     expected = stats.ttest_ind(one, two, equal_var=False).pvalue
-    assert architectures.signed_p(*means) == pytest.approx(expected)  # type: ignore[arg-type]
-    assert architectures.signed_p(means[1], means[0]) == pytest.approx(-expected)  # type: ignore[arg-type]
-    assert architectures.mean_and_error(value_finding("excited", 0.2, 16, "")) is None
+    assert network_means.signed_p(*means) == pytest.approx(expected)  # type: ignore[arg-type]
+    assert network_means.signed_p(means[1], means[0]) == pytest.approx(-expected)  # type: ignore[arg-type]
+    assert network_means.mean_and_error(value_finding("excited", 0.2, 16, "")) is None
+    ends = stats.ttest_ind(one, two, equal_var=False).confidence_interval(0.95)
+    gap = network_means.mean_difference(*means)  # type: ignore[arg-type]
+    assert (gap.low, gap.value, gap.high) == pytest.approx((ends.low, one.mean() - two.mean(), ends.high))
+    same = network_means.mean_difference(Mean(0.5, 0.0, 3), Mean(0.25, 0.0, 3))
+    assert (same.low, same.value, same.high) == (0.25, 0.25, 0.25)
 
 
-def means(google: Any, inception: Any, resnet: Any = None) -> architectures.Means:
+def means(google: Any, inception: Any, resnet: Any = None) -> network_means.Means:
     """Headlines of two layers of each network: one value for both, or two."""
     given = {"googlenet": google, "inception_v3": inception, "resnet50": resnet, "reference": 0.5}
     pairs = {k: v if isinstance(v, tuple) else (v, v) for k, v in given.items() if v is not None}
@@ -320,15 +332,48 @@ def means(google: Any, inception: Any, resnet: Any = None) -> architectures.Mean
         (means(0.2, 0.21, 0.2), "not decided"),
     ],
 )
-def test_the_verdict_over_networks(given: architectures.Means, expected: str) -> None:
+def test_the_verdict_over_networks(given: network_means.Means, expected: str) -> None:
     assert architectures.judge(given)[0] == expected
     assert architectures.judge(given, random="inception_v3")[0] == "not decided"
     other = given | {"inception_v3": {"Mixed_6e": Mean(0.3, 0.01, 16), "Mixed_7a": Mean(0.4, 0.01, 16)}}
-    assert architectures.judge(other) == (
-        "not decided",
-        "inception_v3 measured in Mixed_6e and Mixed_7a (+0.3 and +0.4), which are not the claim's layers",
+    verdict, why = architectures.judge(other)
+    assert verdict == "not decided"
+    assert why.startswith(
+        "inception_v3 was measured in Mixed_6e and Mixed_7a, which are not the claim's layers. In the layers measured, "
+        "GoogLeNet's share in inception5b, "
     )
     assert architectures.judge({"reference": {"layer": Mean(0.5, 0.1, 9)}})[0] == "not decided"
+
+
+@pytest.mark.parametrize(
+    ("last", "said"), [(0.5, "holds"), (0.3, "does not hold"), (0.41, "is not decided"), (0.39, "is not decided")]
+)
+def test_final_images_are_compared_with_those_of_the_layer_before(last: float, said: str) -> None:
+    """Standard errors of 0.01 in both layers: that of the difference is 0.014, its interval reaches 0.029."""
+    own = {"inception5a": Mean(0.4, 0.01, 16), "inception5b": Mean(last, 0.01, 16)}
+    text = architectures.final_phrase("googlenet", own, False)
+    reach = stats.t.ppf(0.975, 30) * np.sqrt(2) * 0.01
+    ends = f"{last - 0.4:+.3g} [{last - 0.4 - reach:+.3g}, {last - 0.4 + reach:+.3g}]"
+    assert text.startswith(f" That a network's final images are less coherent than those of the layer before {said}: ")
+    assert f"in inception5b minus that in inception5a is {ends} (n = 16 and 16 features)." in text
+    other = architectures.final_phrase("inception_v3", own, False)
+    assert "before is not decided: these are not the network's final layers; the share" in other
+    assert "before is not decided: the weights are random; " in architectures.final_phrase("googlenet", own, True)
+    assert architectures.final_phrase("googlenet", {"inception5b": own["inception5b"]}, False) == ""
+
+
+def test_networks_are_compared_in_one_order_with_their_images() -> None:
+    given = {"own": {"x": Mean(0.5, 0.1, 9)}, "squeezenet": {"a": Mean(0.25, 0.1, 8), "b": Mean(-0.125, 0.1, 6)}}
+    images = {"own": network_means.describe_images([((76, 96), 100)]), "squeezenet": network_means.describe_images([])}
+    assert network_means.describe_networks(given, images) == (
+        "squeezenet +0.25 and -0.125 (a and b, n = 8 and 6, size not recorded); own +0.5 (x, n = 9, 96 pixels, 100 "
+        "steps)"
+    )
+    pair = network_means.compare_phrase(
+        given["squeezenet"], {"y": Mean(0.5, 0.01, 9), "z": Mean(-0.5, 0.01, 9)}, ("S", "T")
+    )
+    assert pair.startswith("S's share in b, -0.125, is not below T's in z, -0.5 (p 0.0")
+    assert ", and S's share in a, +0.25, is below T's in y, +0.5 (p 0.0" in pair
 
 
 def stored(context: Context, name: str, value: float, weights: str = "published") -> None:
@@ -363,3 +408,15 @@ def test_other_networks_are_read_from_the_results(tmp_path: Path, monkeypatch: p
     assert architectures.judge(known)[0] == "holds in part"  # without ResNet
     record = json.loads((results / "architectures" / "vgg-full.json").read_text(encoding="utf-8"))
     assert record["settings"]["full"] is True
+
+
+def test_architectures_are_restated_as_they_were_measured(tmp_path: Path) -> None:
+    both = nn.Sequential(OrderedDict(rivals=rivals().features, features=pointwise([[1.0, -1, -1]] * 3))).eval()
+    results = tmp_path / "results"
+    context = context_of(
+        architectures.STUDY, both, ("rivals", "features"), tmp_path, 16, features=3, results=results, seeds=2
+    )
+    outcome = architectures.measure(context)
+    path = save_outcome(context, outcome, results)[0]
+    assert architectures.restate(StoredResult.read(path)) == (outcome.verdict, outcome.conclusion)
+    assert "Sequential" in outcome.conclusion and "n = 3, 16 pixels, 24 steps)" in outcome.conclusion
