@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,24 +30,28 @@ from featmap.stats import clustering, frames, measures
 WHOLE_LAYER, SHARE = 256, 2
 """Most channels of a layer that is mapped whole; multiple of ``--features`` for each branch of a larger layer."""
 NOTICEABLE, P = 0.1, 0.05
-"""Least ARI for the claim to hold, and the level of the tests."""
+"""Least ARI for the hypothesis to hold, and the level of the tests."""
 SMALL, LARGER = 64, 96
 """Size of the images in pixels, and the size for networks of larger input."""
 NUMBER_FORMAT = "z.3f"
 """Format of numbers; what is rounded to zero has no sign."""
 LAYERS = ("inception3a", "inception4a")
+USUAL_BRANCHES = 4
+"""Branches of an Inception module, the architecture that the article describes."""
+OURS = True
+"""The study asks a question of ours; the article makes no such claim."""
 
 STUDY = Study(
     "branches",
     section="Mapping InceptionV3 Features",
-    claim="A module consists of parallel branches whose features are concatenated; if branches divide the work, "
-    "similar features come from the same branch.",
+    claim="Our question (the article describes parallel branches and claims nothing of them): do similar features come "
+    "from the same branch of a module, as they would if its branches divided the work? The hypothesis is that they do.",
     measured="agreement (adjusted Rand index, ARI) of the consensus clusters of S with the branches, compared with "
     f"{partitions.PERMUTATIONS:,} permutations of the branches, and S within a branch minus S across branches, "
     f"bootstrapped over features; all features of a layer of up to {WHOLE_LAYER}, {SHARE} x --features of each branch "
     f"of a larger one; {SMALL} pixels ({LARGER} for networks of larger input)",
-    rule=f"the claim holds if in every layer the ARI is above chance (p < {P}) and the lower end of its interval is "
-    f"above {NOTICEABLE}; it holds in part if in any layer the ARI is above chance and that end is above 0; it does "
+    rule=f"the hypothesis holds if in every layer the ARI is above chance (p < {P}) and the lower end of its interval "
+    f"is above {NOTICEABLE}; it holds in part if in any layer the ARI is above chance and that end is above 0; it does "
     "not hold if neither the ARI nor the difference of S is above chance in any layer; otherwise, and where no layer "
     "can be tested, it is not decided. Layers without branches, or with live features in fewer than two of them, are "
     "not tested",
@@ -72,11 +77,14 @@ class LayerTests:
         Name of the layer.
     rand, contrast : PermutationTest
         Adjusted Rand index of clusters and branches; mean S within minus across branches.
+    sizes : tuple of int
+        Number of live features of each branch that has any.
     """
 
     layer: str
     rand: PermutationTest
     contrast: PermutationTest
+    sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +93,7 @@ class LayerBranches(LayerTests):
 
     Parameters
     ----------
-    layer, rand, contrast
+    layer, rand, contrast, sizes
         See `LayerTests`.
     map : SimilarityMap
         Map of its features.
@@ -173,6 +181,7 @@ def compare_with_branches(context: Context, layer: Layer) -> LayerBranches | Non
         layer.name,
         partitions.rand_index_test(labels, branches),
         partitions.contrast_test(values, branches),
+        branch_sizes(branches),
         result,
         branches,
         own,
@@ -219,7 +228,7 @@ def collect_findings(one: LayerBranches) -> list[Finding]:
 
 
 def judge(layers: Sequence[LayerTests]) -> Verdict:
-    """Judge the claim by the lower ends of the intervals, see `STUDY.rule`."""
+    """Judge the hypothesis by the lower ends of the intervals, see `STUDY.rule`."""
     if not layers:
         return "not decided"
     ends = [one.rand.statistic.low if one.rand.p < P else -np.inf for one in layers]
@@ -231,7 +240,12 @@ def judge(layers: Sequence[LayerTests]) -> Verdict:
     return "not decided" if above else "does not hold"
 
 
-def write_conclusion(layers: Sequence[LayerTests], requested: Sequence[str]) -> str:
+def branch_sizes(branches: Sequence[str] | np.ndarray) -> tuple[int, ...]:
+    """Count the features of each branch, the branches in the order of their first features."""
+    return tuple(Counter(map(str, branches)).values())
+
+
+def write_conclusion(layers: Sequence[LayerTests], requested: Sequence[str], seeds: int) -> str:
     """Write the conclusion."""
     if not layers:
         return f"Undefined: no branches in {' and '.join(requested)}, or live features in fewer than 2 of them."
@@ -239,18 +253,59 @@ def write_conclusion(layers: Sequence[LayerTests], requested: Sequence[str]) -> 
     for one in layers:
         ari, contrast = (format_interval(test.statistic, NUMBER_FORMAT) for test in (one.rand, one.contrast))
         sentences.append(
-            f"In {one.layer}, clusters and branches agree by an ARI of {ari} (chance "
-            f"{one.rand.chance:{NUMBER_FORMAT}}, p {one.rand.p:.2g}). S within a branch is {contrast} above S across "
-            f"branches (p {one.contrast.p:.2g})."
+            f"In {one.layer}, clusters and branches agree by an ARI of {ari} (n = {sum(one.sizes)} features of "
+            f"{len(one.sizes)} branches, {seeds} seed{'s' * (seeds != 1)}; chance {one.rand.chance:{NUMBER_FORMAT}}, "
+            f"p {one.rand.p:.2g}), {describe_agreement(one)}. S within a branch is {contrast} above S across branches "
+            f"(p {one.contrast.p:.2g})."
         )
-    return " ".join(sentences)
+    return f"{' '.join(sentences)}{describe_few_branches(layers)}"
+
+
+def describe_agreement(one: LayerTests) -> str:
+    """Say what the rule finds in one layer."""
+    low = one.rand.statistic.low
+    if not one.rand.p < P:
+        return "which is not above chance"
+    if low > NOTICEABLE:
+        return f"which is above chance and above {NOTICEABLE}"
+    if low > 0:
+        return f"which is above chance, but not clearly above {NOTICEABLE}"
+    return "which is above chance, but whose interval includes 0"
+
+
+def describe_few_branches(layers: Sequence[LayerTests]) -> str:
+    """Say where modules have fewer branches than an Inception module, which may be why networks differ."""
+    few = [one for one in layers if len(one.sizes) < USUAL_BRANCHES]
+    if not few:
+        return ""
+    counts = " and ".join(dict.fromkeys(str(len(one.sizes)) for one in few))
+    return (
+        f" In {' and '.join(one.layer for one in few)} the features are of {counts} branches only, where an Inception "
+        f"module has {USUAL_BRANCHES}, and {' and '.join(f'{chance_of_one_branch(one.sizes):.0%}' for one in few)} of "
+        "all pairs are of one branch, whatever the network has learned. This may be why the verdict differs from that "
+        "for other networks."
+    )
+
+
+def chance_of_one_branch(sizes: Sequence[int]) -> float:
+    """Compute the share of pairs of different features that are of the same branch."""
+    count = sum(sizes)
+    return sum(n * (n - 1) for n in sizes) / (count * (count - 1))
 
 
 def restate(stored: StoredResult) -> tuple[Verdict, str]:
     """Write verdict and conclusion from the stored result."""
     layers = [la for la in stored.settings["layers"] if f"{la}:ari" in stored.findings]
-    tests = [LayerTests(la, _stored_test(stored, f"{la}:ari"), _stored_test(stored, f"{la}:contrast")) for la in layers]
-    return judge(tests), write_conclusion(tests, stored.settings["layers"])
+    tests = [
+        LayerTests(
+            la,
+            _stored_test(stored, f"{la}:ari"),
+            _stored_test(stored, f"{la}:contrast"),
+            branch_sizes(stored.rows.loc[stored.rows["layer"] == la, "branch"].tolist()),
+        )
+        for la in layers
+    ]
+    return judge(tests), write_conclusion(tests, stored.settings["layers"], stored.settings["seeds"])
 
 
 def _stored_test(stored: StoredResult, name: str) -> PermutationTest:
@@ -366,7 +421,7 @@ def measure(context: Context) -> Outcome:
         for layer in layers
         if len(layer.branches) > 1 and (one := compare_with_branches(context, layer)) is not None
     ]
-    conclusion = write_conclusion(compared, context.layers)
+    conclusion = write_conclusion(compared, context.layers, context.seeds)
     if not compared:
         none = value_finding("branches", np.nan, 0, "ARI of clusters with branches (no branches to compare with)")
         return Outcome(pd.DataFrame({"layer": context.layers}), [none], judge(compared), conclusion, {})

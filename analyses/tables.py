@@ -2,15 +2,17 @@
 
     python -m analyses.tables [--check]
 
-The page has one section for each study: the claim in our words, the article's section, and a table of findings by
-network. A network without results is "not measured". Everything comes from analyses/results: conclusions are written
-again from the stored numbers, in the words of today. `--check` writes nothing and reports whether the page agrees.
+The page has one section for each study: the claim in our words, or a question of ours, the article's section, and a
+table of findings by network. A network without results is "not measured". Everything comes from analyses/results:
+conclusions are written again from the stored numbers, in the words of today. `--check` writes nothing and reports
+whether the page agrees.
 """
 
 from __future__ import annotations
 
 import json
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,9 +59,11 @@ those that the article names are measured so; where weights are not the article'
 likely of other features.
 
 Brackets are 95 % intervals over n features, each averaged over seeds first, unless a row says otherwise; with few
-features they are wide, and may end beyond what is possible. The claims are our paraphrases. A verdict concerns only the
-network and the sizes that were measured: the bundled network is small and was trained on small images, those of the
-article on ImageNet. Other networks may have been measured with fewer layers, features or seeds, or smaller images, than
+features they are wide, and may end beyond what is possible. The claims are our
+paraphrases of the article's; a study that asks a question of ours instead says so in its row and its section.
+
+A verdict concerns only the network and the sizes that were measured: the bundled network is small and was trained on
+small images, those of the article on ImageNet. Other networks may have been measured with fewer layers, features or seeds, or smaller images, than
 by default: the line with the link to the table has the layers, features and seeds, the recipes with their image sizes
 and numbers of steps, and the command. Images may be smaller than the network's input size; `--size PIXELS` makes
 others. Results with `--full`, by the article's own recipes and numbers of steps but not always at its sizes, stand
@@ -81,6 +85,12 @@ def load_study(name: str) -> Study:
     if not isinstance(study, Study) or study.name != name:
         raise FeatmapError(f"analyses/{name}.py contains no study of that name")
     return study
+
+
+def is_ours(name: str) -> bool:
+    """Check whether a study asks a question of ours, and not whether a claim of the article holds."""
+    module = f"analyses.{name}"
+    return find_spec(module) is not None and bool(getattr(import_module(module), "OURS", False))
 
 
 def restate(path: Path) -> tuple[Verdict, str]:
@@ -155,15 +165,16 @@ def notes_on(record: dict[str, Any]) -> list[str]:
 
 def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
     """Write the section of one study."""
+    heading, subject = ("Not of the article", "hypothesis") if is_ours(study.name) else ("Claim", "claim")
     lines = [
         f"## `{study.name}`",
         "",
-        f'**Claim** (section "{study.section}"): {study.claim}',
+        f'**{heading}** (section "{study.section}"): {study.claim}',
         "",
         f"**Measured**: {study.measured}. With `--full`: {study.full}.",
         "",
     ]
-    disagreement = describe_disagreement(study.name, records)
+    disagreement = describe_disagreement(study.name, records, subject)
     lines += [disagreement, ""] if disagreement else []
     differing = describe_parts(records)
     lines += [escape_cell(differing), ""] if differing else []
@@ -172,7 +183,7 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
         many = "".join(f" {text}." for text in describe_left_out(record.get("images", {})) if MANY_WORDS in text)
         caveats = "".join(f" {text}." for text in describe_caveats(study, record["model"], record))
         text = escape_cell(record["conclusion"] + many + caveats)
-        lines += [f"**{display_name(model, record)}**: the claim {verdict}. {text}", ""]
+        lines += [f"**{display_name(model, record)}**: the {subject} {verdict}. {text}", ""]
     for rule in dict.fromkeys(record["rule"] for record in records.values() if record.get("rule")):
         lines += [f"Rule: {escape_cell(rule)}.", ""]
     lines += ["| network | finding | value | n |", "|---|---|---|---|"]
@@ -220,7 +231,7 @@ def build_page(results: Path = RESULTS) -> str:
     """Write the whole page."""
     studies = [load_study(name) for name in ORDER]
     records = {name: read_stored(name, results) for name in ORDER}
-    table = verdict_table(studies, records)
+    table = verdict_table(studies, records, [study.name for study in studies if is_ours(study.name)])
     return "\n".join([HEAD, table, *(study_section(study, records[study.name]) for study in studies)])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from analyses.support.records import IN_FULL
@@ -19,7 +19,7 @@ OPTIONS = {
     "resnet50": " --model resnet50",
 }
 """Options that name each network, with the weights that torchvision publishes."""
-NOT_MEASURED = "not measured"
+NOT_MEASURED, OUR_QUESTION = "not measured", " (our question)"
 REASONS = {
     "coactivation": "What differs is how high the named feature's runner-up ends, which depends on the scales of both "
     "features; whether runners-up respond to their targets' images is tested apart from that, see below.",
@@ -250,7 +250,7 @@ def measured_networks(records: Mapping[str, Record]) -> dict[str, Record]:
     return {model: record for model, record in records.items() if not is_random(record)}
 
 
-def describe_disagreement(study: str, records: Mapping[str, Record]) -> str:
+def describe_disagreement(study: str, records: Mapping[str, Record], subject: str = "claim") -> str:
     """Say on which networks a claim holds, where they disagree.
 
     Parameters
@@ -259,6 +259,8 @@ def describe_disagreement(study: str, records: Mapping[str, Record]) -> str:
         Name of the study.
     records : mapping of str to mapping
         Its records by network.
+    subject : str, default "claim"
+        What the verdicts are about.
 
     Returns
     -------
@@ -274,7 +276,7 @@ def describe_disagreement(study: str, records: Mapping[str, Record]) -> str:
     words = {"not decided": "is not decided"}
     parts = [f"it {words.get(v, v)} on {_join(models)}" for v, models in networks.items()]
     reason = f" {REASONS[study]}" if study in REASONS else ""
-    return f"The networks disagree about the claim: {', '.join(parts)}.{reason}"
+    return f"The networks disagree about the {subject}: {', '.join(parts)}.{reason}"
 
 
 def _join(names: Sequence[str]) -> str:
@@ -329,7 +331,9 @@ def describe_verdict(study: Study, record: Record) -> str:
     return f"{record['verdict']} ({held}{sample} x {settings['seeds']})"
 
 
-def verdict_table(studies: Sequence[Study], records: Mapping[str, Mapping[str, Record]]) -> str:
+def verdict_table(
+    studies: Sequence[Study], records: Mapping[str, Mapping[str, Record]], ours: Collection[str] = ()
+) -> str:
     """Write the table of verdicts, one row for each study and one column for each network.
 
     Parameters
@@ -338,6 +342,8 @@ def verdict_table(studies: Sequence[Study], records: Mapping[str, Mapping[str, R
         The studies in the order of the page.
     records : mapping of str to mapping
         Records by study and network.
+    ours : collection of str, default ()
+        Names of the studies that ask a question of ours.
 
     Returns
     -------
@@ -355,7 +361,8 @@ def verdict_table(studies: Sequence[Study], records: Mapping[str, Mapping[str, R
             of_study = {m: record for m in models if (record := measured[study.name].get(f"{m}{in_full}"))}
             if of_study or not in_full:
                 cells = [describe_verdict(study, of_study[m]) if m in of_study else NOT_MEASURED for m in models]
-                lines.append(f"| [{study.name}](#{study.name}){in_full} | {' | '.join(cells)} |")
+                name = f"[{study.name}](#{study.name}){OUR_QUESTION * (study.name in ours)}{in_full}"
+                lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
         "In brackets: how many of the parts of a claim hold, where it has several, and features drawn of each layer x "

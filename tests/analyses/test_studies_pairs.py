@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from analyses import branches, joint_pair
 from analyses.formulas.partitions import PermutationTest
+from analyses.support.records import save_outcome
+from analyses.support.study import StoredResult
 from featmap.plotting import interaction_panel
 from featmap.plotting.interaction_panel import Panel
 from featmap.stats.interaction import ROUNDING
@@ -197,12 +199,12 @@ def test_branches_that_share_both_kinds_are_not(tmp_path: Path) -> None:
     assert with_other["branch"].endswith("branch1") and outcome.rows["branch"].nunique() == 2
 
 
-def layer_of(p: float, low: float, contrast: float = 1.0) -> branches.LayerTests:
+def layer_of(p: float, low: float, contrast: float = 1.0, sizes: tuple[int, ...] = (6, 4, 5, 9)) -> branches.LayerTests:
     """A layer with an ARI of 0.15 from `low` to 0.2 and these p."""
     given = np.array([-0.0004])
     rand = PermutationTest(Interval(0.15, low, 0.2), p, given)
     beside = PermutationTest(Interval(0.02, 0.01, 0.03), contrast, given)
-    return branches.LayerTests("mixed", rand, beside)
+    return branches.LayerTests("mixed", rand, beside, sizes)
 
 
 def test_the_claim_needs_the_lower_bound_in_every_layer() -> None:
@@ -212,11 +214,40 @@ def test_the_claim_needs_the_lower_bound_in_every_layer() -> None:
     assert branches.judge([above, no]) == "holds in part", "chance in one of two layers"
     assert branches.judge([below]) == branches.judge([layer_of(0.3, 0.11, 0.01)]) == "not decided"
     assert branches.judge([no]) == "does not hold"
-    conclusion = branches.write_conclusion([across], ("mixed",))
-    assert (
-        "an ARI of 0.150 [0.070, 0.200] (chance 0.000, p 0.001)" in conclusion
-        and "0.020 [0.010, 0.030] above S" in conclusion
+    conclusion = branches.write_conclusion([across], ("mixed",), 3)
+    assert conclusion == (
+        "In mixed, clusters and branches agree by an ARI of 0.150 [0.070, 0.200] (n = 24 features of 4 branches, 3 "
+        "seeds; chance 0.000, p 0.001), which is above chance, but not clearly above 0.1. S within a branch is 0.020 "
+        "[0.010, 0.030] above S across branches (p 1)."
     )
+    found = [branches.describe_agreement(layer) for layer in (above, below, no)]
+    assert found == [
+        "which is above chance and above 0.1",
+        "which is above chance, but whose interval includes 0",
+        "which is not above chance",
+    ]
+
+
+def test_modules_of_two_branches_are_named_as_a_reason() -> None:
+    two = layer_of(0.3, -0.01, sizes=(3, 2))
+    conclusion = branches.write_conclusion([layer_of(0.001, 0.11), two], ("mixed", "mixed"), 1)
+    # of the ten pairs of five features three and one are of one branch
+    assert (
+        " In mixed the features are of 2 branches only, where an Inception module has 4, and 40% of all pairs are of "
+        "one branch, whatever" in conclusion
+    )
+    assert "n = 5 features of 2 branches, 1 seed;" in conclusion
+    labels = list("aabcbaa")
+    pairs = [a == b for k, a in enumerate(labels) for b in labels[:k]]
+    assert branches.branch_sizes(labels) == (4, 2, 1)
+    assert branches.chance_of_one_branch((4, 2, 1)) == pytest.approx(np.mean(pairs))
+
+
+def test_branches_are_restated_as_they_were_measured(tmp_path: Path) -> None:
+    context = context_of(branches.STUDY, module(False), ("mixed",), tmp_path, seeds=2)
+    outcome = branches.measure(context)
+    path = save_outcome(context, outcome, tmp_path / "results")[0]
+    assert branches.restate(StoredResult.read(path)) == (outcome.verdict, outcome.conclusion)
 
 
 def test_a_layer_without_branches_is_undefined(tmp_path: Path) -> None:

@@ -276,6 +276,22 @@ def test_the_table_of_verdicts_has_a_row_for_each_study_and_a_column_for_each_ne
     )
 
 
+def test_a_question_of_ours_is_no_claim_of_the_article() -> None:
+    assert [name for name in tables.ORDER if tables.is_ours(name)] == ["branches"] and not tables.is_ours("some")
+    study = tables.load_study("branches")
+    assert study.claim.startswith("Our question (the article describes parallel branches and claims nothing of them): ")
+    records = {"own": record("own"), "reference": record("reference", verdict="does not hold")}
+    lines = tables.study_section(study, records).splitlines()
+    assert f'**Not of the article** (section "{study.section}"): {study.claim}' in lines
+    assert "**own**: the hypothesis holds. It is 0.5." in lines and not any("the claim" in line for line in lines)
+    assert any(line.startswith("The networks disagree about the hypothesis: ") for line in lines)
+    table = verdicts.verdict_table([STUDY, study], {"some": {}, "branches": records}, ["branches"]).splitlines()
+    assert table[4].startswith("| [some](#some) | not") and table[5].startswith(
+        "| [branches](#branches) (our question) | does not hold |"
+    )
+    assert "| [branches](#branches) (our question) |" in tables.build_page()
+
+
 def test_a_result_in_full_has_a_row_of_its_own_in_the_columns_of_its_network(tmp_path: Path) -> None:
     (tmp_path / "some").mkdir()
     for model in ("googlenet", "own"):
