@@ -385,11 +385,11 @@ def conclude(shown: Shown, by: Mapping[str, Finding]) -> tuple[Verdict, str]:
     verdict, why = judge(shown.means, shown.model if shown.random else None)
     word = "is not decided" if verdict == "not decided" else verdict
     return verdict, (
-        "The fewer features an image excites beyond chance, the more coherent it is taken to be; the images are of "
-        f"{shown.images.get(shown.model, UNKNOWN_SIZE)}.{''.join(shares)} Share above chance by network, in the layers "
-        "named: "
-        f"{describe_networks(shown.means, shown.images)}. That GoogLeNet's images are more coherent than InceptionV3's "
-        f"{word}: {why}.{final_phrase(shown.model, shown.means.get(shown.model, {}), shown.random)}"
+        "The fewer features an image excites beyond chance, the more coherent it is taken to be (images of "
+        f"{shown.images.get(shown.model, UNKNOWN_SIZE)}).{''.join(shares)} Share above chance by network, in the "
+        f"layers named: {describe_networks(shown.means, shown.images)}. That GoogLeNet's images are more "
+        f"coherent than InceptionV3's {word}: {why}."
+        f"{final_phrase(shown.model, shown.means.get(shown.model, {}), shown.random)}"
     )
 
 

@@ -59,16 +59,16 @@ those that the article names are measured so; where weights are not the article'
 likely of other features.
 
 Brackets are 95 % intervals over n features, each averaged over seeds first, unless a row says otherwise; with few
-features they are wide, and may end beyond what is possible. The claims are our
-paraphrases of the article's; a study that asks a question of ours instead says so in its row and its section.
+features they are wide, and may end beyond what is possible. The claims are our paraphrases of the article's; a study
+that asks a question of ours instead says so in its row and its section.
 
 A verdict concerns only the network and the sizes that were measured: the bundled network is small and was trained on
-small images, those of the article on ImageNet. Other networks may have been measured with fewer layers, features or seeds, or smaller images, than
-by default: the line with the link to the table has the layers, features and seeds, the recipes with their image sizes
-and numbers of steps, and the command. Images may be smaller than the network's input size; `--size PIXELS` makes
-others. Results with `--full`, by the article's own recipes and numbers of steps but not always at its sizes, stand
-beside those without it. Where `--model` is `package.module:factory`, the factory returns the network with its weights
-loaded; `python -m analyses.all --factories MODULE` runs all those commands again.
+small images, those of the article on ImageNet. Other networks may have been measured with fewer layers, features or
+seeds, or smaller images, than by default: the line with the link to the table has the layers, features and seeds, the
+recipes with their image sizes and numbers of steps, and the command. Images may be smaller than the network's input
+size; `--size PIXELS` makes others. Results with `--full`, by the article's own recipes and numbers of steps but not
+always at its sizes, stand beside those without it. Where `--model` is `package.module:factory`, the factory returns the
+network with its weights loaded; `python -m analyses.all --factories MODULE` runs all those commands again.
 
 The photograph `grace_hopper.jpg` is in matplotlib's sample data; this prints where:
 

@@ -191,7 +191,10 @@ def variety_phrase(findings: Mapping[str, Finding]) -> str:
         if name.startswith("different profiles interact of ") and kinds.value is not None:
             unit = name.rpartition(" ")[2]
             by_pixels = format_value(findings[f"different images interact of {unit}"].value, ".0f")
-            text += f" {unit} has {kinds.value:.0f} different by what they excite, and {by_pixels} by pixels."
+            text += (
+                f" Of images that differ clearly, {unit} has {kinds.value:.0f} by what they excite and {by_pixels} by "
+                "pixels."
+            )
     return f"{text} Whether one image holds several patterns at once, as the article says, is not measured."
 
 

@@ -53,8 +53,6 @@ CAVEATS = {
 NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 PART = re.compile(r"(?:^|[.] |claim )[Tt]hat ([^.:]+?),? (holds in part|holds|does not hold|is not decided)(?=[,:. ])")
 """A part of a claim, and whether it holds, in a conclusion."""
-FEW = 5
-"""Features below which a mean says little."""
 SAMPLES = {"joint_pair": "1 pair", "gradient_sum": "{} pairs"}
 """What a study is about, where that is not features of each layer."""
 PAIR_FIELDS = {"reference": 139, "googlenet": 331, "squeezenet": 143, "inception_v3": 255}
@@ -128,12 +126,6 @@ def describe_caveats(study: Study, model: str, record: Record) -> list[str]:
     if study.name == "neuron_growth":
         shares = [(layer, findings.get(f"outside:{layer}")) for layer in settings["layers"]]
         texts += [_describe_share(found, layer) for layer, found in shares if found is not None]
-        counts = {layer: findings.get(f"beyond:{layer}", {"count": 0})["count"] for layer in settings["layers"]}
-        texts += [
-            f"The share outside the pixels changed alone is of {count} feature{'s' * (count > 1)} in {layer}"
-            for layer, count in counts.items()
-            if 0 < count < FEW
-        ]
     if study.name == "joint_pair":
         size = max((descent["sizes"][-1] for descent in record.get("descents", [])), default=None)
         if size is not None and size < PAIR_FIELDS.get(model, 0):

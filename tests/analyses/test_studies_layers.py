@@ -238,9 +238,7 @@ def test_copies_are_all_excited_by_each_others_images(tmp_path: Path) -> None:
     assert outcome.verdict == "not decided"
     assert "inception_v3 was measured in Mixed_6e and Mixed_7a, which" in outcome.conclusion  # as in its stored result
     assert outcome.conclusion.startswith("The fewer features an image excites beyond chance, the more coherent")
-    assert (
-        "; the images are of 16 pixels, 24 steps. In features an image excites 1 of the layer's" in outcome.conclusion
-    )
+    assert " (images of 16 pixels, 24 steps). In features an image excites 1 of the layer's" in outcome.conclusion
     assert "more than any 1/f image does (n = 4 features, 1 seed), and 1 with its pixels" in outcome.conclusion
 
 

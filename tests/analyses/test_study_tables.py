@@ -440,9 +440,6 @@ def test_what_is_said_beside_a_result_depends_on_what_was_measured() -> None:
     assert say(growth, findings=shares) == [
         "The share outside the field in one is of 4 of 8 drawn features (4 not changed)"
     ]
-    assert say(growth, findings=[finding(name="beyond:one", count=2), finding(name="beyond:two", count=5)]) == [
-        "The share outside the pixels changed alone is of 2 features in one"
-    ]
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda p: f"{p.parent.name}-{p.stem}")
