@@ -287,7 +287,7 @@ def test_a_question_of_ours_is_no_claim_of_the_article() -> None:
     assert any(line.startswith("The networks disagree about the hypothesis: ") for line in lines)
     table = verdicts.verdict_table([STUDY, study], {"some": {}, "branches": records}, ["branches"]).splitlines()
     assert table[4].startswith("| [some](#some) | not") and table[5].startswith(
-        "| [branches](#branches) (our question) | does not hold |"
+        "| [branches](#branches) (our question) | does not hold (4 x 2) |"
     )
     assert "| [branches](#branches) (our question) |" in tables.build_page()
 
