@@ -291,10 +291,8 @@ def same_patterns(findings: Mapping[str, Finding]) -> bool | None:
     The agreement of both has to be above half its ceiling; None where an interval spans that, or too few images are
     compared.
     """
-    halves = [findings[f"half {m}"] for m in (L2, LINF)]
-    if any(f.high is not None and f.high < 0 for f in halves):
-        return False
-    return True if all(f.low is not None and f.low > 0 for f in halves) else None
+    halves = [exceeds_half(findings[f"half {m}"]) for m in (L2, LINF)]
+    return False if False in halves else True if all(halves) else None
 
 
 def labels_by_C(findings: Mapping[str, Finding]) -> list[str]:
@@ -347,9 +345,9 @@ def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     more, C = {m: format_interval(findings[f"more {m}"], "+.4f") for m in OTHERS}, used_C(findings)
     patterns, noise = (CLAIM_WORDS[half] for half in halves)
     return verdict, (
-        f"That the patterns are the same {patterns}, on the features that a metric moves (n = "
-        f"{findings['agreement l1'].count} features): profiles under l2 and linf have to agree with l1's, beyond those "
-        f"of different features, by more than half as much as two seeds of l1 do (the ceiling). "
+        f"That the patterns are the same {patterns}, on the features that a metric moves: profiles under l2 and linf "
+        "have to agree with l1's, beyond those of different features, by more than half as much as two seeds of l1 do "
+        "(the ceiling). "
         f"{' '.join(map(partial(agreement_phrase, findings), OTHERS))} That l1 has the least high-frequency noise "
         f"{noise}: {format_value(findings['high l1'].value, '.3f')} of the power is there under l1, {more[L2]} more "
         f"under l2 and {more[LINF]} more under linf. C = {C:g} is {format_value(findings['C over a'].value, '.0f')} "
@@ -361,17 +359,26 @@ def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
 def agreement_phrase(findings: Mapping[str, Finding], m: str) -> str:
     """Describe one metric's agreement as a share of its ceiling, or why it is undefined."""
     agreement, top, half = (findings[f"{name} {m}"] for name in ("agreement", "ceiling", "half"))
-    live = format_value(findings[f"live {m}"].value, ".0%")
-    if agreement.value is None or not top.value:
-        return f"{m} moves {live} of the features, fewer than the {FEWEST} that a comparison takes."
-    enough = (
-        True if half.low is not None and half.low > 0 else False if half.high is not None and half.high < 0 else None
-    )
-    words = {True: "more than half", False: "less than half", None: "not clearly more or less than half"}[enough]
+    text = f"{m} moves {format_value(findings[f'live {m}'].value, '.0%')} of the features"
+    if agreement.value is None:
+        return f"{text}, fewer than the {FEWEST} that a comparison takes."
+    if top.value is None:
+        return f"{text} and agrees by {agreement.value:.2f}; the ceiling takes two seeds."
+    share = f"{agreement.value:.2f}, with a ceiling of {top.value:.2f}"
+    if top.value > 0:
+        share = f"{agreement.value / top.value:.0%} of the ceiling, {top.value:.2f}"
+    words = {True: "more than half", False: "less than half", None: "not clearly more or less than half"}
     return (
-        f"{m} moves {live} of the features and agrees by {agreement.value / top.value:.0%} of the ceiling, {words} of "
-        f"it ({format_interval(half, '+.3f')} from half; n = {half.count})."
+        f"{text} and agrees by {share}: {words[exceeds_half(half)]} of it ({format_interval(half, '+.3f')} from half; "
+        f"n = {half.count})."
     )
+
+
+def exceeds_half(half: Finding) -> bool | None:
+    """Check whether an agreement is above half its ceiling; None where its interval spans that."""
+    if half.low is None or half.high is None:
+        return None
+    return True if half.low > 0 else False if half.high < 0 else None
 
 
 def range_phrase(findings: Mapping[str, Finding]) -> str:

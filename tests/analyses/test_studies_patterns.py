@@ -223,7 +223,7 @@ def test_where_activations_are_high_a_larger_constant_is_taken(tmp_path: Path) -
     held = rows[rows["measure"] == "C"].set_index("recipe")["value"]
     assert set(held[list(metrics.OTHERS)]) == {used} and "l1" not in held.index
     assert held[metrics.label_of_C(3.0)] == pytest.approx(3 * reached, rel=0.01)
-    assert f"C = {used:g} is 10 a" in outcome.conclusion and "C = 200" not in outcome.conclusion
+    assert f"C = {used:g} is 10 times the activation a" in outcome.conclusion and "C = 200" not in outcome.conclusion
     made = [p.name for p in (tmp_path / "metrics").iterdir()]
     assert any(f"-l2-{used}" in name for name in made) and any("-features-l1-" in name for name in made)
 
@@ -283,6 +283,7 @@ def test_the_verdict_on_metrics_follows_its_rules(
     held = {f"half {m}": finding(v[0], *v) for m, v in (("l2", l2), ("linf", linf))}
     held |= {"agreement l2": finding(0.9), "agreement linf": finding(0.4), "agreement linf-elementwise": finding(None)}
     held |= {f"{what} {m}": finding(0.75) for what in ("ceiling", "live") for m in metrics.OTHERS}
+    held |= {"half linf-elementwise": finding(None), "high l1": finding(0.05)}
     held |= {f"more {m}": finding(v[0], *v) for m, v in (("l2", more_l2), ("linf", more_linf))}
     held |= {"more linf-elementwise": finding(0.1, 0.0, 0.2), "C over a": finding(20.0)}
     lacking = dict(zip(metrics.FACTORS, ((0, 0), (-0.04, 0.01), (-0.09, -0.03), (-0.3, -0.1)), strict=True))
@@ -293,10 +294,38 @@ def test_the_verdict_on_metrics_follows_its_rules(
     held[metrics.FAR] = finding(0.73)
     found_, conclusion = metrics.judge(held)
     assert found_ == verdict
-    lacking = "Its agreement is 0.40, clearly below the ceiling: -0.150 [-0.200, -0.100] (n = 8)."
-    assert lacking in conclusion and "compared with the ceiling: +0.000 [-0.040, +0.010]" in conclusion
     assert "correlate with l1's by only 0.73 in pixels" in conclusion
-    assert "two seeds of l1 down to C = 10 a and no longer at 1 a" in conclusion and "200 is 20 a" in conclusion
+    assert "two seeds of l1 down to C = 10 a and no longer at 1 a" in conclusion and "200 is 20 times the" in conclusion
+
+
+@pytest.mark.parametrize(
+    ("agreement", "ceiling", "half", "expected"),
+    [
+        (0.40, 0.75, (0.025, 0.01, 0.04), "by 53% of the ceiling, 0.75: more than half of it (+0.025 [+0.010, +0.040]"),
+        (0.30, 0.75, (-0.075, -0.1, -0.05), "by 40% of the ceiling, 0.75: less than half of it (-0.075 [-0.100, -0.0"),
+        (
+            0.36,
+            0.72,
+            (0.0, -0.1, 0.1),
+            "by 50% of the ceiling, 0.72: not clearly more or less than half of it (+0.000 ",
+        ),
+        (
+            0.36,
+            -0.2,
+            (0.46, 0.1, 0.8),
+            "by 0.36, with a ceiling of -0.20: more than half of it (+0.460 [+0.100, +0.800]",
+        ),
+        (0.36, None, (None, None, None), "by 0.36; the ceiling takes two seeds."),
+    ],
+)
+def test_agreement_is_stated_as_a_share_of_its_ceiling(
+    agreement: float, ceiling: float | None, half: tuple, expected: str
+) -> None:
+    held = {"agreement l2": finding(agreement), "ceiling l2": finding(ceiling), "half l2": finding(*half)}
+    phrase = metrics.agreement_phrase(held | {"live l2": finding(0.75)}, "l2")
+    assert phrase.startswith("l2 moves 75% of the features and agrees ") and expected in phrase
+    none = metrics.agreement_phrase(held | {"agreement l2": finding(None), "live l2": finding(0.25)}, "l2")
+    assert none == "l2 moves 25% of the features, fewer than the 8 that a comparison takes."
 
 
 def test_helpers_average_as_they_say() -> None:
