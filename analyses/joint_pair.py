@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from analyses.support.findings import CLAIM_WORDS, Finding, mean_finding, value_finding
+from analyses.support.findings import Finding, mean_finding, value_finding
 from analyses.support.settings import resolved_recipe
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from featmap import rng
+from featmap.image_shape import Size
 from featmap.interaction import groups
 from featmap.interaction import report as interaction_report
 from featmap.interaction import run as pairings
@@ -37,7 +38,12 @@ LOST = 0.1
 """A unit is lost below this share of its solo response: the joint image is that of the other unit."""
 MARGIN = 0.02
 """Least excess of the response nonlinearity over its floor that counts as far from linear."""
+HALF = 0.5
+"""Share of the way from floor to ceiling from which on a joint image is far from linear."""
+FIELD = "field"
 LAYERS = ("inception4a", "inception4b")
+Part = Literal["holds", "holds in part", "does not hold", "is not decided"]
+"""Whether a part of the claim holds, in the words of a sentence."""
 
 STUDY = Study(
     "joint_pair",
@@ -46,12 +52,15 @@ STUDY = Study(
     "the two solo images: the patterns of one fill some regions and are missing from others.",
     measured="the interaction report of features 199 and 201 of two consecutive layers under linear steps, compared "
     "with pairs of the same layers drawn at random",
-    rule="linearity: the joint image is not linear if the 95 % interval, over seeds, of the response nonlinearity "
-    f"minus its floor is above 0, but for differences below {MARGIN:g} (linear if it ends below that). Division: the "
-    "two divide the image if the interval of the correlation of their activation maps on it is below 0 (they share it "
-    "if it is above 0). The claim holds if the image is not linear, the nonlinearity is nearer to its ceiling than to "
-    f"its floor, the two divide the image, and it keeps {LOST:.0%} or more of the solo response of each; it holds in "
-    "part if one of the two parts holds, does not hold if none does and one is not so, and is not decided otherwise",
+    rule="two parts are judged. The joint image is far from linear if the 95 % interval, over seeds, of the response "
+    "nonlinearity minus its floor is above 0 and the mean is more than half of the way from floor to ceiling; this "
+    "part holds in part if only the interval is above 0, does not hold if the interval ends below "
+    f"{MARGIN:g} (even if it is above 0), and is not decided otherwise. The two divide the image if the interval of "
+    "the correlation of their activation maps on it is below 0 (at 0, where one fires says nothing of the other); this "
+    "part does not hold if the interval is above 0, and is not decided otherwise, nor where the larger of the two "
+    "receptive fields is larger than the image. The claim holds if both parts hold and the image keeps "
+    f"{LOST:.0%} or more of the solo response of each; it holds in part if a part holds, or does so in part, does not "
+    "hold if none does and one does not hold, and is not decided otherwise",
     full=f"{FULL_SIZE} pixels and {FULL_STEPS} steps instead of {SIZE} and 60",
     layers={
         "reference": LAYERS,
@@ -121,37 +130,61 @@ def make_job(context: Context) -> JointJob:
     )
 
 
-class PairIntervals(NamedTuple):
-    """95 % intervals of a pair over its seeds; NaN below three seeds.
+class PairEvidence(NamedTuple):
+    """What the verdict about a pair follows from.
 
     Parameters
     ----------
     excess : tuple of float
-        Of the response nonlinearity minus its floor.
+        95 % interval, over seeds, of the response nonlinearity minus its floor; NaN below three seeds.
     maps : tuple of float
-        Of the correlation of the two features' activation maps on the joint image, -1 to 1.
+        The same of the correlation of the two features' activation maps on the joint image, -1 to 1.
+    way : float
+        Mean excess as a share of the way from floor to ceiling.
+    field : float
+        Side of the larger of the two receptive fields, divided by the image's; NaN if unknown.
     """
 
     excess: tuple[float, float]
     maps: tuple[float, float]
+    way: float
+    field: float
 
     @property
-    def nonlinear(self) -> bool | None:
-        """Whether the joint image is not linear; None where the interval decides nothing."""
+    def far(self) -> Part:
+        """Whether the joint image is far from linear."""
         low, high = self.excess
-        return False if high < MARGIN else True if low > 0 else None
+        if not low > 0 or high < MARGIN:
+            return "does not hold" if high < MARGIN else "is not decided"
+        return "holds" if self.way > HALF else "holds in part"
 
     @property
-    def divided(self) -> bool | None:
-        """Whether the two features divide the image; None where the interval decides nothing."""
+    def divided(self) -> Part:
+        """Whether the two features divide the image."""
         low, high = self.maps
-        return True if high < 0 else False if low > 0 else None
+        if self.field > 1:
+            return "is not decided"
+        return "holds" if high < 0 else "does not hold" if low > 0 else "is not decided"
 
 
-def pair_intervals(pair: pd.DataFrame) -> PairIntervals:
-    """Compute the intervals of a pair from its table by seed."""
+def gather_evidence(pair: pd.DataFrame, row: pd.Series, field: float) -> PairEvidence:
+    """Gather the evidence from a pair's table by seed, its row of the summary and the share of its field."""
     low, high = t_interval(pair["territory_correlation"].tolist()) or (np.nan, np.nan)
-    return PairIntervals(excess_interval(pair), (float(np.maximum(low, -1)), float(np.minimum(high, 1))))
+    maps = (float(np.maximum(low, -1)), float(np.minimum(high, 1)))
+    return PairEvidence(excess_interval(pair), maps, share_of_way(row.to_frame().T), field)
+
+
+def share_of_way(rows: pd.DataFrame) -> float:
+    """Compute the mean excess of pairs as a share of their mean way from floor to ceiling; NaN without a way."""
+    way = (rows["response_nonlinearity_ceiling"] - rows["response_nonlinearity_floor"]).mean()
+    return float(rows["excess"].mean() / way) if way > 0 else float("nan")
+
+
+def share_of_field(context: Context, group: Group, size: Size) -> float:
+    """Compute the side of the larger receptive field of a pair, divided by the shorter side of the image."""
+    trace = context.network.trace(size)
+    fields = [trace.field(unit.layer, unit.channel).size for unit in group]
+    return float(max(max(sides) for sides in fields) / min(np.broadcast_to(size, 2)))
 
 
 def excess_interval(pair: pd.DataFrame) -> tuple[float, float]:
@@ -163,13 +196,14 @@ def excess_interval(pair: pd.DataFrame) -> tuple[float, float]:
     return t_interval(excess.tolist()) or (np.nan, np.nan)
 
 
-def judge(row: pd.Series, intervals: PairIntervals) -> Verdict:
-    """Judge the claim by one pair's row of the summary and its intervals, see the rule of the study."""
-    parts = (intervals.nonlinear, intervals.divided)
-    middle = (row["response_nonlinearity_floor"] + row["response_nonlinearity_ceiling"]) / 2
-    if all(parts) and row["response_nonlinearity"] > middle and not lost_units(row):
+def judge(row: pd.Series, evidence: PairEvidence) -> Verdict:
+    """Judge the claim by one pair's row of the summary and its evidence, see the rule of the study."""
+    parts = (evidence.far, evidence.divided)
+    if all(part == "holds" for part in parts) and not lost_units(row):
         return "holds"
-    return "holds in part" if True in parts else "does not hold" if False in parts else "not decided"
+    if any(part.startswith("holds") for part in parts):
+        return "holds in part"
+    return "does not hold" if "does not hold" in parts else "not decided"
 
 
 def lost_units(row: pd.Series) -> list[str]:
@@ -177,13 +211,13 @@ def lost_units(row: pd.Series) -> list[str]:
     return [c for c in "ab" if row[f"retention_{c}"] < LOST]
 
 
-def collect_findings(pair: pd.DataFrame, row: pd.Series, random: pd.DataFrame) -> list[Finding]:
+def collect_findings(pair: pd.DataFrame, row: pd.Series, evidence: PairEvidence, random: pd.DataFrame) -> list[Finding]:
     """Collect the findings of the named pair and of the random pairs.
 
     `pair` is the named pair's table by seed, `row` its row of the summary.
     """
     n = int(row["seeds"])
-    low, high = excess_interval(pair)
+    low, high = evidence.excess
     share = "of the joint image's response not explained by a mixture of the solo images' responses"
     findings = [
         value_finding(
@@ -198,7 +232,10 @@ def collect_findings(pair: pd.DataFrame, row: pd.Series, random: pd.DataFrame) -
     ]
     for name, words in STATISTICS.items():
         low, high = t_interval(pair[name].tolist()) or (np.nan, np.nan)
+        low, high = evidence.maps if name == "territory_correlation" else (low, high)
         findings.append(value_finding(name, row[name], n, f"the pair: {words}; n seeds", low, high))
+    words = "side of the larger receptive field of the two, divided by the image's"
+    findings.append(value_finding(FIELD, evidence.field, 1, words))
     return findings + compare_with_random(row, random)
 
 
@@ -217,6 +254,9 @@ def compare_with_random(row: pd.Series, random: pd.DataFrame) -> list[Finding]:
     losing = float(np.mean([bool(lost_units(one)) for _, one in rows.iterrows()]))
     words = f"share of random pairs that lose one unit (less than {LOST:.0%} of its solo response)"
     findings.append(value_finding("random_lost", losing, count, words))
+    maps = rows["territory_correlation"]
+    words = "random pairs: correlation of the two activation maps on the joint image; n pairs"
+    findings.append(mean_finding("random_maps", maps.to_numpy(), words))
     below = float((defined < row["excess"]).mean()) if np.isfinite(row["excess"]) else np.nan
     return [*findings, value_finding("rank", below, count, "share of random pairs that are more linear than the pair")]
 
@@ -228,24 +268,24 @@ def undefined_reasons(random: pd.DataFrame) -> str:
 
 
 def write_conclusion(
-    units: Sequence[str], seeds: int, row: pd.Series, intervals: PairIntervals, random: pd.DataFrame
+    units: Sequence[str], seeds: int, row: pd.Series, evidence: PairEvidence, random: pd.DataFrame
 ) -> str:
     """Write the conclusion about the pair of these two units."""
     text = _share_sentences(row, seeds)
+    rows = random[random["excess"].notna()]
     if np.isfinite(row["excess"]):
-        text += f". That the joint image is not a linear combination {CLAIM_WORDS[intervals.nonlinear]}: "
-        text += f"the share exceeds its floor by {row['excess']:.3f}{_format_ends(intervals.excess)}"
-        text += _describe_way(row.to_frame().T)
-    defined = random["excess"].dropna()
-    if len(defined) and np.isfinite(row["excess"]):
-        text += f". In random pairs ({len(defined)} of {len(random)} defined) it does by {defined.mean():.3f} on "
-        text += f"average{_describe_way(random.loc[defined.index])} ({defined.min():.3f} to {defined.max():.3f}"
-        text += f"); {(defined < row['excess']).sum()} of them are more linear than this pair"
-        text += f". The others are undefined{undefined_reasons(random)}" if len(defined) < len(random) else ""
+        text += f". That the joint image is far from a linear combination {evidence.far}: the share exceeds its floor "
+        text += f"by {row['excess']:.3f}{_format_ends(evidence.excess)}{_describe_way(evidence.way)}"
+        text += " (far is more than half of it)" if np.isfinite(evidence.way) else ""
+        text += _compare_sentences(row, rows, random)
     if np.isfinite([row["territory_divided"], row["territory_correlation"]]).all():
-        text += f". That the two divide the image {CLAIM_WORDS[intervals.divided]}: their activation maps correlate by "
-        text += f"{row['territory_correlation']:.2f}{_format_ends(intervals.maps, '.2f')}, and at "
+        text += f". That the two divide the image {evidence.divided}"
+        too_large = f", since the larger of their receptive fields is {evidence.field:.2g} times as wide as the image"
+        text += f"{too_large if evidence.field > 1 else ''}: their activation maps correlate by "
+        text += f"{row['territory_correlation']:.2f}{_format_ends(evidence.maps, '.2f')}, and at "
         text += f"{row['territory_divided']:.0%} of the positions where either fires, only one does"
+        others = rows["territory_correlation"].mean()
+        text += f" (random pairs' maps correlate by {others:.2f} on average)" if np.isfinite(others) else ""
     if np.isfinite([row["retention_a"], row["retention_b"]]).all():
         text += f". The joint image keeps {row['retention_a']:.2f} and {row['retention_b']:.2f} of the solo responses"
         gone = [units["ab".index(c)] for c in lost_units(row)]
@@ -253,10 +293,24 @@ def write_conclusion(
     return f"{' + '.join(units)}: {text}."
 
 
-def _describe_way(rows: pd.DataFrame) -> str:
-    """Say how far pairs are on the way from their floors to their ceilings; "" where these are not apart."""
-    way = (rows["response_nonlinearity_ceiling"] - rows["response_nonlinearity_floor"]).mean()
-    return f", {rows['excess'].mean() / way:.0%} of the way from floor to ceiling" if way > 0 else ""
+def _compare_sentences(row: pd.Series, rows: pd.DataFrame, random: pd.DataFrame) -> str:
+    """Compare the pair with the random pairs, of which `rows` are defined; "" where none is."""
+    if not len(rows):
+        return ""
+    excess = rows["excess"]
+    below, missing = int((excess < row["excess"]).sum()), len(random) - len(rows)
+    text = f". In random pairs ({len(rows)} of {len(random)} defined) it does by {excess.mean():.3f} on average "
+    text += f"({excess.min():.3f} to {excess.max():.3f}){_describe_way(share_of_way(rows))}; {below} of them "
+    text += f"{'is' if below == 1 else 'are'} more linear than this pair"
+    if missing:
+        others = "The other one is" if missing == 1 else "The others are"
+        text += f". {others} undefined{undefined_reasons(random)}"
+    return text
+
+
+def _describe_way(way: float) -> str:
+    """Say how far an excess is on the way from floor to ceiling; "" where that is unknown."""
+    return f", {way:.0%} of the way from floor to ceiling" if np.isfinite(way) else ""
 
 
 def _format_ends(ends: tuple[float, float], form: str = ".3f") -> str:
@@ -288,8 +342,9 @@ def restate(stored: StoredResult) -> tuple[Verdict, str]:
     named = rows[rows["named"]].iloc[0]
     pair, row = table[table["group"] == named["group"]], summary.set_index("group").loc[named["group"]]
     units, random = [named["a"], named["b"]], summary[summary["group"] != named["group"]]
-    intervals = pair_intervals(pair)
-    return judge(row, intervals), write_conclusion(units, stored.settings["seeds"], row, intervals, random)
+    field = stored.value(FIELD) if FIELD in stored.findings else float("nan")
+    evidence = gather_evidence(pair, row, field)
+    return judge(row, evidence), write_conclusion(units, stored.settings["seeds"], row, evidence, random)
 
 
 def measure(context: Context) -> Outcome:
@@ -304,16 +359,16 @@ def measure(context: Context) -> Outcome:
     summary = summarise(table)
     row, random = summary.iloc[0], summary.iloc[1:]
     pair = table[table["group"] == job.labels[0]]
-    intervals = pair_intervals(pair)
+    evidence = gather_evidence(pair, row, share_of_field(context, job.groups[0], job.recipe.size))
     own = [k for k, (g, _) in enumerate(job.joints) if g == 0]
     defined = [k for k in own if arrays.status(k) == OK]
     rows = interaction_report.to_long(table, job)
     rows.insert(0, "named", (rows["a"] + " + " + rows["b"]) == job.labels[0])
     return Outcome(
         rows,
-        collect_findings(pair, row, random),
-        judge(row, intervals),
-        write_conclusion([str(u) for u in job.groups[0]], len(job.seeds), row, intervals, random),
+        collect_findings(pair, row, evidence, random),
+        judge(row, evidence),
+        write_conclusion([str(u) for u in job.groups[0]], len(job.seeds), row, evidence, random),
         {
             ".webp": style.encode_webp(
                 interaction_panel.panel(interaction_report.make_panel(arrays, table, row, (defined or own)[0])), dpi=100

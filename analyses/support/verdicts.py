@@ -55,8 +55,6 @@ PART = re.compile(r"(?:^|[.] |claim )[Tt]hat ([^.:]+?),? (holds in part|holds|do
 """A part of a claim, and whether it holds, in a conclusion."""
 SAMPLES = {"joint_pair": "1 pair", "gradient_sum": "{} pairs"}
 """What a study is about, where that is not features of each layer."""
-PAIR_FIELDS = {"reference": 139, "googlenet": 331, "squeezenet": 143, "inception_v3": 255}
-"""Sides in pixels of the fields of the second feature of `joint_pair`, by network."""
 FEW_PAIRS, BRANCHES, MODULES = 10, 4, ("reference", "googlenet", "inception_v3")
 """Random pairs among which a pair has no place yet; branches of a module of these networks."""
 
@@ -126,13 +124,6 @@ def describe_caveats(study: Study, model: str, record: Record) -> list[str]:
     if study.name == "neuron_growth":
         shares = [(layer, findings.get(f"outside:{layer}")) for layer in settings["layers"]]
         texts += [_describe_share(found, layer) for layer, found in shares if found is not None]
-    if study.name == "joint_pair":
-        size = max((descent["sizes"][-1] for descent in record.get("descents", [])), default=None)
-        if size is not None and size < PAIR_FIELDS.get(model, 0):
-            texts.append(
-                f"Images of {size} pixels are smaller than the second feature's field ({PAIR_FIELDS[model]} pixels): "
-                "where the two fire in them says little"
-            )
     return [text for text in texts if text]
 
 

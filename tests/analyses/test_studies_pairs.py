@@ -25,8 +25,6 @@ from tests.helpers.studying import context_of, value_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-UNKNOWN = joint_pair.PairIntervals((np.nan, np.nan), (np.nan, np.nan))
-
 
 def test_a_linear_network_has_no_interaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown, draw = list[Panel](), interaction_panel.panel
@@ -66,8 +64,17 @@ def test_a_pair_can_be_named_and_the_others_are_drawn_all_the_same(tmp_path: Pat
     assert len(random) == 3 and not {str(u) for pair in random for u in pair} & set(units)
 
 
+def evidence(
+    excess: tuple[float, float] = (np.nan, np.nan),
+    maps: tuple[float, float] = (np.nan, np.nan),
+    way: float = np.nan,
+    field: float = 0.5,
+) -> joint_pair.PairEvidence:
+    return joint_pair.PairEvidence(excess, maps, way, field)
+
+
 @pytest.mark.parametrize(
-    ("excess", "maps", "share", "expected"),
+    ("excess", "maps", "way", "expected"),
     [
         ((np.nan, np.nan), (np.nan, np.nan), 0.9, "not decided"),
         ((-0.02, 0.067), (-0.1, 0.2), 0.9, "not decided"),
@@ -75,21 +82,30 @@ def test_a_pair_can_be_named_and_the_others_are_drawn_all_the_same(tmp_path: Pat
         ((-0.02, 0.019), (-0.1, 0.2), 0.9, "does not hold"),
         ((0.001, 0.019), (-0.1, 0.2), 0.9, "does not hold"),
         ((-0.02, 0.019), (-0.2, -0.1), 0.9, "holds in part"),
-        ((0.1, 0.4), (-0.2, -0.1), 0.61, "holds"),
-        ((0.1, 0.4), (-0.2, 0.1), 0.61, "holds in part"),
-        ((0.1, 0.4), (0.1, 0.2), 0.61, "holds in part"),
-        ((0.1, 0.4), (-0.2, -0.1), 0.59, "holds in part"),
+        ((0.1, 0.4), (-0.2, -0.1), 0.51, "holds"),
+        ((0.1, 0.4), (-0.2, 0.1), 0.51, "holds in part"),
+        ((0.1, 0.4), (0.1, 0.2), 0.51, "holds in part"),
+        ((0.1, 0.4), (-0.2, -0.1), 0.49, "holds in part"),
     ],
 )
 def test_the_pair_is_judged_by_its_linearity_and_by_where_each_fires(
-    excess: tuple[float, float], maps: tuple[float, float], share: float, expected: str
+    excess: tuple[float, float], maps: tuple[float, float], way: float, expected: str
 ) -> None:
-    row = {"response_nonlinearity": share, "response_nonlinearity_floor": 0.3, "response_nonlinearity_ceiling": 0.9}
-    row |= {"retention_a": 0.4, "retention_b": 0.9}
-    intervals = joint_pair.PairIntervals(excess, maps)
-    assert joint_pair.judge(pd.Series(row), intervals) == expected
-    lost = joint_pair.judge(pd.Series(row | {"retention_a": 0.05}), intervals)
+    row = {"retention_a": 0.4, "retention_b": 0.9}
+    found = evidence(excess, maps, way)
+    assert joint_pair.judge(pd.Series(row), found) == expected
+    lost = joint_pair.judge(pd.Series(row | {"retention_a": 0.05}), found)
     assert lost == ("holds in part" if expected == "holds" else expected), "an image of one unit is none of two"
+
+
+def test_where_two_fire_is_not_judged_in_images_smaller_than_their_fields(tmp_path: Path) -> None:
+    assert evidence(maps=(-0.2, -0.1), field=1.0).divided == "holds"
+    assert evidence(maps=(-0.2, -0.1), field=1.01).divided == "is not decided"
+    assert evidence(maps=(-0.2, -0.1), field=np.nan).divided == "holds"
+    # three 3 x 3 convolutions, the second with a stride of 2: fields of 5 and, with two steps of 2 more, 9 pixels
+    context = context_of(joint_pair.STUDY, linear_network(), ("conv2", "conv3"), tmp_path)
+    group = joint_pair.article_pair(context)
+    assert joint_pair.share_of_field(context, group, 14) == pytest.approx(9 / 14)
 
 
 def test_lost_units_and_undefined_pairs_are_reported(tmp_path: Path) -> None:
@@ -108,32 +124,31 @@ def test_lost_units_and_undefined_pairs_are_reported(tmp_path: Path) -> None:
     named |= {"territory_divided": 0.75, "territory_correlation": -0.354}
     row = pd.Series(named | {"retention_a": 0.04, "retention_b": 1.0})
     values = {"excess": [0.1, 0.2, np.nan], "q": [0.01, 0.5, np.nan], "status": ["ok", "ok", "dead partner"]}
+    values |= {"territory_correlation": [0.1, 0.2, np.nan]}
     values |= {"response_nonlinearity_floor": [0.1, 0.2, np.nan], "response_nonlinearity_ceiling": [0.5, 0.8, np.nan]}
     random = pd.DataFrame(values | {"retention_a": [0.5, 0.5, np.nan], "retention_b": [0.09, 0.5, np.nan]})
-    conclusion = joint_pair.write_conclusion(
-        units, 3, row, joint_pair.PairIntervals((0.05, 0.15), (-0.5, -0.2)), random
-    )
+    found = evidence((0.05, 0.15), (-0.5, -0.2), 0.25)
+    conclusion = joint_pair.write_conclusion(units, 3, row, found, random)
     assert (
         "That the two divide the image holds: their activation maps correlate by -0.35 [-0.50, -0.20], and at 75% of "
-        "the positions where either fires, only one does."
+        "the positions where either fires, only one does (random pairs' maps correlate by 0.15 on average)."
     ) in conclusion
     assert (
-        "That the joint image is not a linear combination holds: the share exceeds its floor by 0.100 [0.050, 0.150], "
-        "25% of the way from floor to ceiling."
+        "That the joint image is far from a linear combination holds in part: the share exceeds its floor by 0.100 "
+        "[0.050, 0.150], 25% of the way from floor to ceiling (far is more than half of it)."
     ) in conclusion
     assert (
         "The joint image keeps 0.04 and 1.00 of the solo responses, so it is hardly an image of conv2:7." in conclusion
     )
     assert (
-        "In random pairs (2 of 3 defined) it does by 0.150 on average, 30% of the way from floor to ceiling (0.100 to "
-        "0.200); 0 of them are more linear than "
-        "this pair. The others are undefined (dead partner)."
+        "In random pairs (2 of 3 defined) it does by 0.150 on average (0.100 to 0.200), 30% of the way from floor to "
+        "ceiling; 0 of them are more linear than this pair. The other one is undefined (dead partner)."
     ) in conclusion
     figures = {f.name: f for f in joint_pair.compare_with_random(row, random)}
     assert (figures["random_undefined"].value, figures["random_undefined"].count) == (1, 3)
     assert "dead partner" in figures["random_undefined"].words and "of 3 drawn" in figures["random_excess"].words
     assert figures["random_lost"].value == figures["random_above"].value == 0.5
-    whole = joint_pair.write_conclusion(units, 3, row.replace(0.04, 0.4), UNKNOWN, random[:2])
+    whole = joint_pair.write_conclusion(units, 3, row.replace(0.04, 0.4), evidence(), random[:2])
     assert "hardly" not in whole and "undefined" not in whole and "In random pairs (2 of 2 defined)" in whole
 
 
@@ -148,10 +163,14 @@ def test_the_interval_of_the_excess_is_over_seeds() -> None:
 def test_the_interval_of_the_maps_is_over_seeds() -> None:
     """Correlations of -0.1, -0.2 and -0.3: a mean of -0.2 and a standard error of 0.1 / sqrt(3), times 4.303."""
     values = {"response_nonlinearity": [0.1] * 3, "response_nonlinearity_floor": [0.1] * 3}
-    found = joint_pair.pair_intervals(pd.DataFrame(values | {"territory_correlation": [-0.1, -0.2, -0.3]}))
+    row = pd.Series({"excess": 0.1, "response_nonlinearity_floor": 0.1, "response_nonlinearity_ceiling": 0.6})
+    pair = pd.DataFrame(values | {"territory_correlation": [-0.1, -0.2, -0.3]})
+    found = joint_pair.gather_evidence(pair, row, 0.5)
     reach = 4.30265 * 0.1 / np.sqrt(3)
-    assert found.maps == pytest.approx((-0.2 - reach, -0.2 + reach), abs=1e-6)
-    assert found.divided is None and found.nonlinear is False
+    assert found.maps == pytest.approx((-0.2 - reach, -0.2 + reach), abs=1e-6) and found.way == pytest.approx(0.2)
+    assert (found.far, found.divided) == ("does not hold", "is not decided")
+    wide = joint_pair.gather_evidence(pair.assign(territory_correlation=[-0.9, 0.0, 0.9]), row, 0.5)
+    assert wide.maps == (-1, 1)
 
 
 WIDTH = 6
