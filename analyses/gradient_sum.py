@@ -74,7 +74,8 @@ STUDY = Study(
     "hold if both intervals are beyond their margin, and is not decided otherwise. The median's interval is exact and "
     "needs six pairs. It counts every pair in which anything differed: 0 where the two ways gave the same images, and "
     "however large where the rounding did not grow; such pairs are named. Pairs of which one feature responded with 0 "
-    "in every frame of both ways are left out and named: their sum has the gradient of one feature",
+    "in every frame of both ways, with any of the seeds, are left out and named: there their sum has the gradient of "
+    "the other feature alone",
     full="300 steps at 299, 340 and 380 pixels",
     pair=True,
 )
@@ -238,7 +239,7 @@ def collect_findings(
     ):
         if np.isfinite(values).any():
             findings.append(mean_finding(name, values, words, "", *within))
-    words = f"pairs left out, of which one feature never responded{_in_brackets(silent)}"
+    words = f"pairs left out, of which one feature never responded with one of the seeds{_in_brackets(silent)}"
     findings += [value_finding("silent", len(silent), len(divergences) + len(silent), words)] if silent else []
     if not divergences:
         return findings
@@ -352,10 +353,13 @@ def write_conclusion(
 ) -> str:
     """Write the conclusion; `drawn` is the number of pairs drawn and those of which one feature was silent."""
     count, silent = drawn
-    left = ". Left out, because one feature never responded, so that the sum has the gradient of the other alone: "
+    left = (
+        ". Left out, because with one of the seeds a feature never responded, so that the sum has the gradient of the "
+    )
+    left += "other alone: "
     left = f"{left}{', '.join(silent)}" if silent else ""
     if "ways" not in findings:
-        return f"None of {count} pairs of features rose{left}."
+        return f"In none of {count} pairs did the sum rise and both features respond{left}."
     images, profiles = within_rounding(divergences)
     text = (
         f"In {len(divergences)} of {count} pairs (those that rose, of features that both responded), the claim that "

@@ -53,8 +53,10 @@ CAVEATS = {
 NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 PART = re.compile(r"(?:^|[.] |claim )[Tt]hat ([^.:]+?),? (holds in part|holds|does not hold|is not decided)(?=[,:. ])")
 """A part of a claim, and whether it holds, in a conclusion."""
-SAMPLES = {"joint_pair": "1 pair", "gradient_sum": "{} pairs"}
+SAMPLES = {"joint_pair": "1 pair", "gradient_sum": "{} pairs", "branches": "maps"}
 """What a study is about, where that is not features of each layer."""
+FEWEST_SEEDS = {"neuron_growth": 2}
+"""Seeds that a study takes at least, whatever is given."""
 FEW_PAIRS, BRANCHES, MODULES = 10, 4, ("reference", "googlenet", "inception_v3")
 """Random pairs among which a pair has no place yet; branches of a module of these networks."""
 
@@ -138,27 +140,30 @@ def _describe_units(study: Study, model: str, settings: Mapping[str, Any], other
     words = "the first ones of each layer" if FIRST in named else " and ".join(named)
     if not settings.get("units"):
         return [f"The features were drawn, and are not those that the article shows ({words})"]
-    measured = " and ".join(settings["units"]).replace(FIRST, "the first ones of each layer")
-    if not set(settings["units"]) & set(named):
-        return [f"Features that were named: {measured}; the others were drawn"]
+    both = [unit for unit in settings["units"] if unit in named]
+    if not both:
+        given = " and ".join(settings["units"]).replace(FIRST, "the first ones of each layer")
+        return [f"Features that were named: {given}; the others were drawn"]
+    measured = " and ".join(both).replace(FIRST, "the first ones of each layer")
     missing = [unit for unit in named if unit not in settings["units"]]
-    text = f"{_count_named(settings)} the numbers that the article names ({measured})"
+    text = f"{_count_named(both, settings['features'])} the numbers that the article names ({measured})"
     text += f"; {' and '.join(missing)} were not measured" if missing else ""
     return [text + (f"; {OTHER_FEATURES[model]}" if other and model in OTHER_FEATURES else "")]
 
 
-def _count_named(settings: Mapping[str, Any]) -> str:
-    """Say how many of the features are named, such as "Two of the six features of LAYER have"."""
-    named = Counter(unit.rpartition(":")[0] for unit in settings["units"] if unit != FIRST)
-    parts = [
-        f"{_number(count)} of the {_number(settings['features'])} features of {layer}"
-        for layer, count in named.items()
-        if count < settings["features"]
-    ]
-    if not parts or len(parts) < len(named):
+def _count_named(units: Sequence[str], features: int) -> str:
+    """Say how many of the features are these, such as "Two of the six features of LAYER have"."""
+    counts = Counter(unit.rpartition(":")[0] for unit in units if unit != FIRST)
+    if all(count >= features for count in counts.values()):
         return "The features have"
+    parts = [
+        f"{_number(count)} of the {_number(features)} features of {layer}"
+        if count < features
+        else f"the features of {layer}"
+        for layer, count in counts.items()
+    ]
     text = _join(parts)
-    return f"{text[0].upper()}{text[1:]} {'has' if sum(named.values()) == 1 else 'have'}"
+    return f"{text[0].upper()}{text[1:]} {'has' if sum(counts.values()) == 1 else 'have'}"
 
 
 def _number(count: int) -> str:
@@ -311,7 +316,7 @@ def describe_verdict(study: Study, record: Record) -> str:
     held = f"{parts.count('holds')} of {len(parts)}; " if len(parts) > 1 else ""
     settings = record["settings"]
     sample = SAMPLES.get(study.name, "{}").format(settings["features"])
-    return f"{record['verdict']} ({held}{sample} x {settings['seeds']})"
+    return f"{record['verdict']} ({held}{sample} x {max(settings['seeds'], FEWEST_SEEDS.get(study.name, 1))})"
 
 
 def verdict_table(
@@ -348,9 +353,9 @@ def verdict_table(
                 lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
-        "In brackets: how many of the parts of a claim hold, where it has several, and features drawn of each layer x "
-        "seeds. Each section says which parts these are and where networks disagree, and gives the command that fills "
-        "a gap.",
+        "In brackets: how many of the parts of a claim hold, where it has several, and how many features of each layer "
+        "were asked for x seeds. Each section says which parts these are, how many features they rest on and where "
+        "networks disagree, and gives the command that fills a gap.",
     ]
     if any(record["settings"].get("full") for record in stored):
         words = '"In full": with `--full`, by the article\'s own recipes and numbers of steps, at the image size that '

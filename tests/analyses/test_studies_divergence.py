@@ -158,7 +158,7 @@ def test_dead_pairs_are_not_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     outcome = gradient_sum.measure(context_of(gradient_sum.STUDY, tiny.asleep(), ("relu", "relu"), tmp_path))
     assert outcome.verdict == "not decided" and [f.name for f in outcome.findings] == ["silent"]
     assert value_of(outcome, "silent") == 3
-    assert outcome.conclusion.startswith("None of 3 pairs of features rose. Left out, because one feature never ")
+    assert outcome.conclusion.startswith("In none of 3 pairs did the sum rise and both features respond. Left out,")
 
 
 def half_silent() -> nn.Module:
@@ -219,6 +219,19 @@ def test_profiles_of_few_images_are_not_compared() -> None:
     one, two = ((a := run["A"].values[0]) - a.mean(0) for run in (plain, raised))
     expected = np.corrcoef((one / one.std(0))[3], (two / two.std(0))[3])[0, 1]
     assert found[3].same == pytest.approx(expected)
+
+
+def test_a_feature_that_is_silent_with_one_seed_leaves_its_pair_out() -> None:
+    def way(first: list[float], second: list[float]) -> xr.Dataset:
+        """Responses of two features in three frames of the one image, `a:0 + b:0`."""
+        values = np.array([first, second]).T[None, None]
+        return xr.Dataset({"frame_A": (("seed", "image", "frame", "response"), values)}, {"response": ["a:0", "b:0"]})
+
+    awake, late, silent = way([1, 2, 3], [0, 1, 2]), way([1, 2, 3], [0, 0, 1]), way([1, 2, 3], [0, 0, 0])
+    pairs = ["a:0 + b:0"]
+    assert gradient_sum.silent_pairs(pairs, [(awake, late, awake), (late, awake, awake)]) == []
+    assert gradient_sum.silent_pairs(pairs, [(silent, late, silent)]) == [], "it responds in one of the two ways"
+    assert gradient_sum.silent_pairs(pairs, [(awake, awake, awake), (silent, silent, awake)]) == pairs
 
 
 def few_steps(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:

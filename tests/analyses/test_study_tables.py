@@ -258,24 +258,6 @@ def test_random_weights_are_named_so_and_measure_no_published_network() -> None:
     assert "| resnet50 | not measured: `python -m analyses.some --model resnet50` | | |" in lines
 
 
-def test_the_table_of_verdicts_has_a_row_for_each_study_and_a_column_for_each_network() -> None:
-    other = replace(STUDY, name="other")
-    records = {
-        "some": {"reference": record("reference"), "own": record("own", verdict="does not hold", origin="a zoo | <b>")},
-        "other": {"resnet50": record("resnet50") | {"network": "network resnet50, weights random:0"}},
-    }
-    text = verdicts.verdict_table([STUDY, other], records)
-    assert text.splitlines()[2:6] == [
-        f"| study | {' | '.join(NETWORKS).replace('reference', 'reference (bundled)')} | own |",
-        f"|---|{'---|' * 6}",
-        f"| [some](#some) | holds (4 x 2) |{' not measured |' * 4} does not hold (4 x 2) |",
-        f"| [other](#other) |{' not measured |' * 6}",
-    ]
-    assert text.splitlines()[-1] == (
-        "`own`: a zoo | &lt;b> (weights 0123456789ab). These weights are not part of the project."
-    )
-
-
 def test_a_question_of_ours_is_no_claim_of_the_article() -> None:
     assert [name for name in tables.ORDER if tables.is_ours(name)] == ["branches"] and not tables.is_ours("some")
     study = tables.load_study("branches")
@@ -287,7 +269,7 @@ def test_a_question_of_ours_is_no_claim_of_the_article() -> None:
     assert any(line.startswith("The networks disagree about the hypothesis: ") for line in lines)
     table = verdicts.verdict_table([STUDY, study], {"some": {}, "branches": records}, ["branches"]).splitlines()
     assert table[4].startswith("| [some](#some) | not") and table[5].startswith(
-        "| [branches](#branches) (our question) | does not hold (4 x 2) |"
+        "| [branches](#branches) (our question) | does not hold (maps x 2) |"
     )
     assert "| [branches](#branches) (our question) |" in tables.build_page()
 
@@ -314,49 +296,6 @@ def test_a_result_in_full_has_a_row_of_its_own_in_the_columns_of_its_network(tmp
     assert "--full" not in tables.study_section(STUDY, {"own": record("own")}).replace("With `--full`", "")
     assert "--full; --size 224; --features" in text and "results/some/googlenet-full.csv" in text
     assert "it holds on googlenet and own, it does not hold on googlenet in full" in text
-
-
-def test_a_verdict_names_the_parts_that_hold_and_the_sample() -> None:
-    parts = "That it rises holds: by 0.5. That b does not hold, as measured. That d is not decided. That e holds."
-    assert verdicts.describe_verdict(STUDY, record("own", conclusion=parts)) == "holds (2 of 4; 4 x 2)"
-    assert verdicts.describe_verdict(STUDY, record("own", conclusion="That it rises holds.")) == "holds (4 x 2)"
-    pairs = [verdicts.describe_verdict(replace(STUDY, name=name), record("own")) for name in verdicts.SAMPLES]
-    assert pairs == ["holds (1 pair x 2)", "holds (4 pairs x 2)"]
-
-
-def test_networks_that_disagree_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    records = {"reference": record("reference"), "own": record("own")}
-    assert verdicts.describe_disagreement("some", records) == ""
-    records["own"]["verdict"] = "not decided"
-    assert verdicts.describe_disagreement("some", records) == "", "undecided is no disagreement"
-    records |= {"third": record("third", verdict="does not hold"), "fourth": record("fourth")}
-    expected = (
-        "The networks disagree about the claim: it holds on reference and fourth, it is not decided on own, "
-        "it does not hold on third."
-    )
-    assert verdicts.describe_disagreement("some", records) == expected
-    assert expected in tables.study_section(STUDY, records).splitlines()
-    more = records | {"fifth": record("fifth")}
-    assert "it holds on reference, fourth and fifth, it" in verdicts.describe_disagreement("some", more)
-    monkeypatch.setitem(verdicts.REASONS, "some", "Its layers are small.")
-    assert verdicts.describe_disagreement("some", records) == f"{expected} Its layers are small."
-
-
-def test_parts_of_a_claim_that_differ_are_named() -> None:
-    one = "That it rises holds: by 0.5. That b, and c, does not hold, as measured. That d is not decided."
-    two = "In 3 pairs, the claim that it rises does not hold: by 0.1. That b, and c, does not hold. That d holds."
-    records = {"reference": record("reference", conclusion=one), "own": record("own", conclusion=two)}
-    expected = (
-        "Parts of the claim that differ between networks: that it rises holds on reference, does not hold on own; "
-        "that d is not decided on reference, holds on own."
-    )
-    assert verdicts.describe_parts(records) == expected
-    assert expected in tables.study_section(STUDY, records).splitlines()
-    assert verdicts.describe_parts({"reference": records["reference"]}) == ""
-    partly = {"third": record("third", conclusion="That it rises holds in part: by 0.5. That d holds in part.")}
-    assert "that it rises holds on reference, does not hold on own, holds in part on third" in verdicts.describe_parts(
-        records | partly
-    )
 
 
 def test_the_command_that_fills_a_gap_names_network_and_photograph() -> None:
@@ -392,52 +331,6 @@ def test_recipes_sizes_and_steps_are_in_the_line_with_layers_and_features() -> N
         "--units one:3,two:0; --features 4 --seeds 2; article-normalised: octaves of 76, 86 and 96 pixels, 100 steps; "
         "torch 2.9" in text
     )
-
-
-def test_what_is_said_beside_a_result_depends_on_what_was_measured() -> None:
-    named = replace(STUDY, units={"inception_v3": ("one:654", "one:415")})
-    drawn = record("inception_v3", origin="a zoo")
-
-    def say(study: Study, units: list[str] | None = None, **changes: Any) -> list[str]:
-        settings = drawn["settings"] | ({"units": units} if units else {})
-        return verdicts.describe_caveats(study, "inception_v3", drawn | {"settings": settings} | changes)
-
-    assert say(STUDY) == []
-    assert say(named) == ["The features were drawn, and are not those that the article shows (one:654 and one:415)"]
-    other = verdicts.OTHER_FEATURES["inception_v3"]
-    assert "the same numbers" in other and "most likely" in other
-    both = ["one:654", "one:415"]
-    of_both = "Two of the four features of one have the numbers that the article names (one:654 and one:415)"
-    assert say(named, both) == [f"{of_both}; {other}"] and say(named, both, origin="") == [of_both]
-    (one,) = say(named, ["one:654"])
-    assert one.startswith("One of the four features of one has the numbers that the article names (one:654); one:415")
-    assert "; one:415 were not measured; " in one
-    layers = replace(STUDY, units={"inception_v3": ("one:1", "two:1", "two:2")})
-    (text,) = say(layers, ["one:1", "two:1", "two:2"], origin="")
-    assert text.startswith("One of the four features of one and two of the four features of two have the numbers that")
-    four = [f"one:{k}" for k in range(4)]
-    (all_,) = say(replace(STUDY, units={"inception_v3": tuple(four)}), four, origin="")
-    assert all_.startswith("The features have the numbers that the article names (one:0 and one:1"), "none is drawn"
-    assert say(STUDY, ["one:7"]) == ["Features that were named: one:7; the others were drawn"]
-    first = replace(STUDY, units={"inception_v3": ("first",)})
-    assert say(first, ["first"]) == [
-        f"The features have the numbers that the article names (the first ones of each layer); {other}"
-    ]
-    pair = replace(STUDY, name="joint_pair")
-    (same,) = say(pair, findings=[finding(name="random_excess", count=30)])
-    assert same == f"The features of the pair have the numbers that the article names; {other}"
-    _, few = say(pair, findings=[finding(name="random_excess", count=1)])
-    assert few.startswith("1 random pair was measured beside it")
-    unit = replace(STUDY, name="maximised_unit")
-    pair, alone = say(unit)
-    assert alone == "With one neuron in each branch, means of branches have no interval"
-    assert pair.startswith("The article finds that a neuron of 415, an interior channel,")
-    assert say(unit, settings=drawn["settings"] | {"features": 8}) == [pair]
-    growth, words = replace(STUDY, name="neuron_growth"), "the share; of 8 drawn (4 not changed)"
-    shares = [finding(name="outside:one", words=words, count=4), finding(name="outside:two", words=words, count=6)]
-    assert say(growth, findings=shares) == [
-        "The share outside the field in one is of 4 of 8 drawn features (4 not changed)"
-    ]
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda p: f"{p.parent.name}-{p.stem}")
