@@ -7,8 +7,6 @@ is not the clusters of colours that matter but the corners where they lie.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -18,30 +16,34 @@ from matplotlib.patches import Circle
 
 import featmap
 from analyses.formulas import coherence, palettes, spectra
-from analyses.formulas.layer_colours import LayerColours, PaletteSummary
+from analyses.formulas.layer_colours import LayerColours
 from analyses.support.findings import (
-    CLAIM_WORDS,
-    SHARE,
     Finding,
-    format_interval,
-    format_value,
     interval,
-    mean_or_undefined,
     share_finding,
     value_finding,
 )
+from analyses.support.layer_verdict import (
+    FLAT,
+    LEFT,
+    SHORT,
+    Count,
+    Trends,
+    conclude,
+    count_dead,
+    layer_flatness,
+)
+from analyses.support.palette_summary import PaletteSummary
 from analyses.support.settings import changed_recipe
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
+from featmap.optimize.recipe import Recipe
 from featmap.plotting import sheets, style
 from featmap.report import encode
 from featmap.runs import folder_layout
 from featmap.stats import reliability
-from featmap.stats.reliability import Interval
 
 SHOWN, FULL_SHOWN, COLOURS = 8, 16, 64
-FLAT = 0.5
-"""Flatness above which the images of a layer are colours: one colour explains more of them than all patterns do."""
 BESIDE = 0.065
 """Distance of a hue's name from its corner of the opponent plane."""
 GOOGLENET = (
@@ -67,7 +69,7 @@ STUDY = Study(
     "each as a rank correlation with depth (interval: bootstrap of the layers, and of the features in each, for "
     f"{reliability.LEAST_PLACES} or more layers); flatness and clusters of the dominant colours of up to {COLOURS} "
     "features of the first layer, in the opponent plane of OKLab and compared with one Gaussian cloud; features "
-    "without a gradient, with and without the recipe's rescue. Objects are not measured",
+    "without a gradient, without the recipe's rescue and, if it has one, with it. Objects are not measured",
     rule="three parts are measured. The first layer's images are colours if the interval of their mean flatness is "
     f"above {FLAT:g} (not if it is below; not decided if it spans that). Patterns follow if flatness falls and the "
     "number of waves rises with depth, both intervals beyond 0 (not if one of them is beyond 0 on the wrong side; "
@@ -98,16 +100,22 @@ LIMITS = {"flatness": (0.0, 1.0), "waves": (1.0, np.inf), "frequency": (0.0, np.
 """Range of possible values of each measure, at which intervals are cut."""
 LOGGED = ("waves", "bytes")
 """Measures averaged as logarithms: a few images have many times the waves of the others."""
-Trends = dict[str, Interval]
-Count = tuple[int, int]
 HUED = "share of first-layer features whose dominant colour is not gray"
-LEFT = "The image shown for a dead feature is what the rescue left: the feature has no activation"
-SHORT = {"flatness": "flatness", "waves": "waves", "frequency": "spatial frequency", "bytes": "bytes as PNG"}
+
+
+def recipe_name(full: bool) -> str:
+    """Choose the recipe of the images."""
+    return "article-normalised" if full else "pixels"
+
+
+def recipe_rescue(full: bool, given: float | None) -> float:
+    """Look up the share of the steps with a rescue; `given`: by the command line."""
+    return Recipe.named(recipe_name(full)).rescue if given is None else given
 
 
 def maximise_features(context: Context, units: list[str], part: str, seeds: int, **changes: float) -> xr.Dataset:
     """Maximise units."""
-    recipe = "article-normalised" if context.full else "pixels"
+    recipe = recipe_name(context.full)
     changes = context.sized_changes | changes
     context.note_recipe(changed_recipe(recipe, **changes))
     return featmap.maximise(
@@ -215,33 +223,30 @@ def depth_trends(means: pd.DataFrame) -> Trends:
     return {name: reliability.trend(means[name].to_numpy(), means["depth"].to_numpy()) for name in MEASURES}
 
 
-def count_dead(table: pd.DataFrame) -> Count:
-    """Count the features that have no gradient for some seed, and all features."""
-    dead = table.assign(dead=table["status"] == "dead").groupby("feature")["dead"].any()
-    return int(dead.sum()), len(dead)
-
-
 def collect_findings(
     context: Context,
     means: pd.DataFrame,
     by_depth: Trends,
     colours: LayerColours,
     before: Count,
-    after: Count,
+    after: Count | None,
     size: int,
 ) -> list[Finding]:
-    """Collect the findings."""
+    """Collect the findings; `after`: the counts with rescue, None without one."""
     palette, n = colours.palette, len(colours.names)
     first, last = (means[means["layer"] == la] for la in (context.layers[0], context.layers[-1]))
-    words = f"clusters of the first layer's dominant colours, with their features ({colours.summarise().describe()})"
+    clusters = PaletteSummary.of(colours).describe()
+    words = f"clusters of the first layer's dominant colours, with their features ({clusters})"
     rows = [
         value_finding("palette", palette.count if np.isfinite(palette.p) else np.nan, n, words),
         value_finding("palette_silhouette", palette.silhouette, n, "mean silhouette of these clusters"),
         value_finding("palette_p", palette.p, n, "p of that silhouette under one Gaussian cloud"),
         share_finding("hued", int(colours.hued.sum()), n, HUED) if n else value_finding("hued", np.nan, 0, HUED),
         share_finding("dead_before", *before, "share of features without a gradient, without rescue"),
-        share_finding("dead_after", *after, f"share of features without a gradient, with the recipe's rescue; {LEFT}"),
     ]
+    if after is not None:
+        words = f"share of features without a gradient, with the recipe's rescue; {LEFT}"
+        rows.append(share_finding("dead_after", *after, words))
     for name, trend in by_depth.items():
         words = f"rank correlation with depth: {SHORT[name]} ({len(means)} features; n layers)"
         rows.append(value_finding(f"{name}_trend", trend.value, means["depth"].nunique(), words, trend.low, trend.high))
@@ -259,118 +264,14 @@ def collect_findings(
     return rows
 
 
-def layer_flatness(rows: pd.DataFrame) -> Finding:
-    """Compute the mean flatness of the first layer's features, each averaged over its seeds."""
-    live = rows[(rows["part"] == "first layer") & (rows["status"] == "live")]
-    values = live.groupby("feature")["flatness"].mean()
-    words = f"flatness of an image, all {len(values)} features of the first layer that were measured for its colours"
-    return mean_or_undefined("flatness_colours", values, words, within=SHARE)
-
-
-def judge_parts(flat: Finding, by_depth: Trends, fit: PaletteSummary) -> dict[str, bool | None]:
-    """Judge the measured parts of the claim by the rule of the study; None where a part is not decided."""
-    colours = None
-    if flat.low is not None and flat.high is not None and flat.count > 1 and not flat.low <= FLAT <= flat.high:
-        colours = flat.low > FLAT
-    falls, rises = by_depth["flatness"], by_depth["waves"]
-    depth = None
-    if np.isfinite([falls.high, rises.low]).all():
-        wrong = falls.low > 0 or rises.high < 0
-        depth = False if wrong else True if falls.high < 0 < rises.low else None
-    return {"colours": colours, "depth": depth, "palette": fit.is_like_cmyk()}
-
-
-def judge(parts: dict[str, bool | None]) -> Verdict:
-    """Combine the measured parts into a verdict; objects are not measured, so it holds in part at most."""
-    if parts["depth"] is None:
-        return "not decided"
-    return "holds in part" if any(parts.values()) else "does not hold"
-
-
-def conclude(
-    rows: pd.DataFrame, by_depth: Trends, fit: PaletteSummary, model: str, layers: Sequence[str], full: bool
-) -> tuple[Verdict, str]:
-    """Judge the claim, and write the conclusion."""
-    flat = layer_flatness(rows)
-    parts = judge_parts(flat, by_depth, fit)
-    seeds = rows.loc[rows["part"] == "maps", "seed"].nunique()
-    return judge(parts), (
-        f"That the first layer's images are flat colours {CLAIM_WORDS[parts['colours']]}: their mean flatness is "
-        f"{format_interval(flat)} (1: a single colour; n = {flat.count} features, {seeds} seed{'s' * (seeds > 1)} each)"
-        f". That flatness falls and the number of waves rises with depth {CLAIM_WORDS[parts['depth']]}, by rank "
-        f"correlations {describe_layers(rows, model, layers)}: {describe_trends(by_depth)}. "
-        f"{describe_flatness(rows, layers)} That images go on to objects is not measured: these statistics cannot tell "
-        f"an object from a texture{'' if full else ', and descents as short as these hardly show any'}. That the first "
-        f"layer's palette is like CMYK {CLAIM_WORDS[parts['palette']]}: {describe_palette(fit, full)}. "
-        f"{describe_dead(rows)}"
-    )
-
-
-def describe_layers(rows: pd.DataFrame, model: str, layers: Sequence[str]) -> str:
-    """Say how many layers and features were mapped, and which main layers were not."""
-    main = STUDY.layers.get(model, ())
-    missing = [layer for layer in main if layer not in layers]
-    live = rows[(rows["part"] == "maps") & (rows["status"] == "live")].drop_duplicates("feature")
-    counts = live.groupby("layer").size().reindex(layers, fill_value=0)
-    each = " to ".join(dict.fromkeys((str(counts.min()), str(counts.max()))))
-    of = f" of the {len(main)} main layers" if missing else " layers"
-    without = f"; not measured: {', '.join(missing)}" if missing else ""
-    return f"over {len(layers)}{of} (n = {len(live)} features, {each} of each layer{without})"
-
-
-def describe_trends(by_depth: Trends) -> str:
-    """List the rank correlations with depth."""
-    values = {name: value_finding("", trend.value, 0, "", trend.low, trend.high) for name, trend in by_depth.items()}
-    return ", ".join(f"{SHORT[name]} {format_interval(value)}" for name, value in values.items())
-
-
-def describe_flatness(rows: pd.DataFrame, layers: Sequence[str]) -> str:
-    """Say how flat the images of the first layer and of the last are, and of the flattest where it is another."""
-    means = feature_means(rows[rows["part"] == "maps"], tuple(layers)).groupby("layer")["flatness"].mean().dropna()
-    ends = list(dict.fromkeys((layers[0], layers[-1])))
-    text = "Mean flatness of these features is " + " and ".join(f"{format_value(means.get(la))} in {la}" for la in ends)
-    if means.empty or means.idxmax() in ends:
-        return f"{text}."
-    return f"{text}; the flattest images are those of {means.idxmax()}, with {means.max():.2f}."
-
-
-def describe_palette(fit: PaletteSummary, full: bool) -> str:
-    """Describe the clusters of the first layer's colours."""
-    if not np.isfinite(fit.p):
-        return "the first layer has too few colours for a palette"
-    outside = fit.describe(fit.hues_outside()) or "none"
-    clamped = (
-        ". The recipe clamps pixels after every step, which draws strong colours to the corners of the colour cube: "
-        "that there are clusters says little, and which corners are taken says more"
-    )
-    return (
-        f"its dominant colours form {len(fit.hues)} clusters ({fit.describe()}{' features' if fit.sizes else ''}; "
-        f"p {fit.p:.2g} against one cloud). Not in such a palette: {outside}{'' if full else clamped}"
-    )
-
-
-def describe_dead(rows: pd.DataFrame) -> str:
-    """Count the features that have no gradient at the start, without rescue and with it, in the same seed."""
-    maps, without = (rows[rows["part"] == part] for part in ("maps", "without rescue"))
-    same = maps[maps["seed"] == without["seed"].iloc[0]]
-    before, after = count_dead(without), count_dead(same)
-    if not before[0]:
-        return f"Of {before[1]} features none lacks a gradient at the start."
-    has, stay = ("has", "its image stays") if before[0] == 1 else ("have", "their images stay")
-    text = f"Without rescue {before[0]} of {before[1]} features {has} no gradient at the start: {stay} the null image"
-    names = ", ".join(same.loc[same["status"] == "dead", "feature"])
-    rescued = f"{after[0]} {'has' if after[0] == 1 else 'have'} none ({names}). {LEFT}" if names else "all have one"
-    return f"{text}. With the recipe's rescue, which passes a gradient through dead ReLUs, {rescued}."
-
-
 def restate(stored: StoredResult) -> tuple[Verdict, str]:
     """Write verdict and conclusion from the stored result."""
     by_depth = {name: stored.interval(f"{name}_trend") for name in MEASURES}
     clusters = stored.findings["palette"].words.rpartition("(")[2].rstrip(")")
     fit = PaletteSummary.parse(clusters, stored.value("palette_p"))
-    return conclude(
-        stored.rows, by_depth, fit, stored.model, stored.settings["layers"], bool(stored.settings.get("full"))
-    )
+    full, layers = bool(stored.settings.get("full")), stored.settings["layers"]
+    rescue = recipe_rescue(full, stored.settings.get("rescue"))
+    return conclude(stored.rows, by_depth, fit, layers, STUDY.layers.get(stored.model, ()), full, rescue)
 
 
 def draw_sheet(context: Context, data: xr.Dataset) -> Figure:
@@ -469,10 +370,14 @@ def measure(context: Context) -> Outcome:
     table, without_rescue = image_rows(data, "maps"), image_rows(plain, "without rescue")
     rows = pd.concat([table, without_rescue, image_rows(palette_data, "first layer")], ignore_index=True)
     means, colours = feature_means(table, context.layers), dominant_colours(palette_data)
-    before, after = count_dead(without_rescue), count_dead(table[table["seed"] == int(plain["seed"].values[0])])
+    rescue = recipe_rescue(context.full, context.rescue)
+    before, same = count_dead(without_rescue), table[table["seed"] == int(plain["seed"].values[0])]
+    after = count_dead(same) if rescue else None
     by_depth = depth_trends(means)
     findings = collect_findings(context, means, by_depth, colours, before, after, size)
-    verdict, conclusion = conclude(rows, by_depth, colours.summarise(), context.model, context.layers, context.full)
+    fit = PaletteSummary.of(colours)
+    main = STUDY.layers.get(context.model, ())
+    verdict, conclusion = conclude(rows, by_depth, fit, context.layers, main, context.full, rescue)
     maps = style.encode_webp(draw_sheet(context, data), dpi=80 if context.full else 120, quality=80)
     figures: dict[str, Figure | bytes] = {"": draw_figure(context, means, colours, size), "-maps.webp": maps}
     return Outcome(rows, [*findings, layer_flatness(rows)], verdict, conclusion, figures)

@@ -16,12 +16,13 @@ from scipy import stats
 from torch import nn
 
 from analyses import architectures, layer_maps
-from analyses.formulas.layer_colours import PaletteSummary
-from analyses.support import network_means
+from analyses.support import layer_verdict, network_means
 from analyses.support.findings import Finding, mean_finding, value_finding
 from analyses.support.network_means import Mean
+from analyses.support.palette_summary import PaletteSummary, palette_phrase
 from analyses.support.records import save_outcome
 from analyses.support.study import Context, StoredResult
+from featmap.optimize.recipe import RECIPES
 from featmap.stats.reliability import Interval
 from tests.helpers.studying import context_of, value_of
 
@@ -76,7 +77,7 @@ def test_the_first_layers_palette_is_named(mapped: Any) -> None:
     rows = mapped.rows[(mapped.rows["part"] == "first layer") & (mapped.rows["feature"] == "first:0")]
     assert rows[["dominant_r", "dominant_g", "dominant_b"]].to_numpy()[0] == pytest.approx([0, 1, 1], abs=0.1)
     assert value_of(mapped, "hued") == 1
-    assert "palette is like CMYK holds: its dominant colours form 3 clusters (" in mapped.conclusion
+    assert "palette is like CMYK holds: its dominant colours form 3 clusters (features in each: " in mapped.conclusion
     assert all(f"{colour} 2" in mapped.conclusion for colour in ("cyan", "magenta", "green"))
     assert "Not in such a palette: none. The recipe clamps pixels after every step" in mapped.conclusion
 
@@ -99,13 +100,17 @@ def test_what_was_mapped_is_told(mapped: Any) -> None:
     assert mapped.verdict == "holds in part", "never more, since objects are not measured"
 
 
+def as_stored(mapped: Any, **settings: Any) -> StoredResult:
+    """The outcome as it is read back."""
+    settings = {"layers": ["first", "again", "anew", "second", "third", "fourth", "relu"], "full": False} | settings
+    return StoredResult("Sequential", "", settings, {f.name: f for f in mapped.findings}, mapped.rows, Path())
+
+
 def test_a_stored_result_gives_the_same_verdict_and_conclusion(mapped: Any) -> None:
-    findings = {f.name: f for f in mapped.findings}
-    settings = {"layers": ["first", "again", "anew", "second", "third", "fourth", "relu"], "full": False}
-    stored = StoredResult("Sequential", "", settings, findings, mapped.rows, Path())
+    stored = as_stored(mapped)
     assert layer_maps.restate(stored) == (mapped.verdict, mapped.conclusion)
-    words = findings["palette"].words.replace(" 2", "")  # as they were before sizes were stored
-    earlier = findings | {"palette": replace(findings["palette"], words=words)}
+    words = stored.findings["palette"].words.replace(" 2", "")  # as they were before sizes were stored
+    earlier = stored.findings | {"palette": replace(stored.findings["palette"], words=words)}
     verdict, text = layer_maps.restate(replace(stored, findings=earlier))
     assert verdict == mapped.verdict and "cyan" in text and "cyan 2" not in text
 
@@ -124,14 +129,41 @@ def test_a_first_layer_of_patterns_is_not_said_to_be_colours() -> None:
     fit = PaletteSummary(["cyan", "red"], [3, 1], 0.005)
     trends = dict.fromkeys(layer_maps.MEASURES, Interval(-0.5, -0.6, -0.4)) | {"waves": Interval(0.5, 0.4, 0.6)}
     rows = mapped_rows({"conv1": [0.1, 0.3], "conv2": [0.4, 0.6], "conv3": [0.0, 0.0]}, [0.1, 0.2, 0.3])
-    verdict, text = layer_maps.conclude(rows, trends, fit, "googlenet", ("conv1", "conv2", "conv3"), True)
+    main = layer_maps.STUDY.layers["googlenet"]
+    verdict, text = layer_verdict.conclude(rows, trends, fit, ("conv1", "conv2", "conv3"), main, True, 0.0)
     assert "images are flat colours does not hold: their mean flatness is 0.20 [0.00, 0.45]" in text
     assert "Mean flatness of these features is 0.20 in conv1 and 0.00 in conv3; the flattest images are" in text
     assert "those of conv2, with 0.50." in text and verdict == "holds in part"
-    missing = ", ".join(layer_maps.STUDY.layers["googlenet"][3:])
+    missing = ", ".join(main[3:])
     assert f"over 3 of the 12 main layers (n = 6 features, 2 of each layer; not measured: {missing})" in text
-    assert "clusters (cyan 3, red 1 features; p 0.005 against one cloud). Not in such a palette: red 1. Of 6" in text
+    assert "form 2 clusters (features in each: cyan 3, red 1; p 0.005 against one cloud). Not in such a pa" in text
+    assert "palette: red 1. Of 6 features none lacks a gradient at the start." in text
     assert "clamps" not in text and "short" not in text, "in full nothing is clamped, and the descents are long"
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        (("a", "b", "c"), "3 layers"),
+        (("a", "c"), "2 of the 3 main layers"),
+        (("a", "pool"), "2 layers: 1 of the 3 main layers and pool"),
+        (("a", "b", "pool", "c"), "4 layers: the 3 main layers and pool"),
+        (("pool",), "1 layer besides the 3 main layers: pool"),
+    ],
+)
+def test_only_main_layers_are_counted_as_such(layers: tuple[str, ...], words: str) -> None:
+    assert layer_verdict.main_phrase(layers, ("a", "b", "c")) == words
+    assert layer_verdict.main_phrase(layers, ()) == f"{len(layers)} layer{'' if len(layers) == 1 else 's'}"
+
+
+def test_one_feature_of_one_layer_is_told_in_the_singular() -> None:
+    fit = PaletteSummary(["cyan"], [1], 0.5)
+    trends = dict.fromkeys(layer_maps.MEASURES, Interval(0.0, -0.1, 0.1))
+    _, text = layer_verdict.conclude(mapped_rows({"a": [0.5]}, [0.5]), trends, fit, ("a",), (), True, 0.0)
+    assert "n = 1 feature, 1 seed each)" in text and "over 1 layer (n = 1 feature, 1 of each layer)" in text
+    assert "form 1 cluster (features in each: cyan 1; p 0.5" in text and text.endswith(
+        ". Of 1 feature none lacks a gradient at the start."
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,9 +171,9 @@ def test_a_first_layer_of_patterns_is_not_said_to_be_colours() -> None:
     [([0.8, 0.9, 0.85], True), ([0.1, 0.2, 0.3], False), ([0.2, 0.9, 0.6], None), ([0.9], None), ([np.nan], None)],
 )
 def test_flat_colours_are_judged_by_the_interval(values: list[float], expected: bool | None) -> None:
-    flat = layer_maps.layer_flatness(mapped_rows({}, values))
+    flat = layer_verdict.layer_flatness(mapped_rows({}, values))
     trends = dict.fromkeys(layer_maps.MEASURES, Interval(0.0, -0.1, 0.1))
-    assert layer_maps.judge_parts(flat, trends, PaletteSummary([], [], np.nan))["colours"] is expected
+    assert layer_verdict.judge_parts(flat, trends, PaletteSummary([], [], np.nan))["colours"] is expected
 
 
 def test_dead_features_are_counted_and_are_no_part_of_the_verdict(mapped: Any) -> None:
@@ -150,8 +182,37 @@ def test_dead_features_are_counted_and_are_no_part_of_the_verdict(mapped: Any) -
     assert set(dead["feature"]) == {"relu:1", "relu:3"} and dead["start"].isna().all()
     assert set(mapped.rows.loc[mapped.rows["status"] == "live", "start"]) <= {"gradient", "rescued"}
     assert "Without rescue 2 of 34 features have no gradient at the start: their images stay the " in mapped.conclusion
-    assert f"through dead ReLUs, 2 have none (relu:1, relu:3). {layer_maps.LEFT}." in mapped.conclusion
-    assert "gray holds" not in mapped.conclusion and set(mapped.figures) == {"", "-maps.webp"}
+    assert f"through dead ReLUs, 2 have none (relu:1, relu:3). {layer_verdict.LEFT}." in mapped.conclusion
+    assert set(mapped.figures) == {"", "-maps.webp"}
+    stored = as_stored(mapped)
+    for status, words in (("dead", "Without rescue 34 of 34 features have no"), ("live", "Of 34 features none lacks")):
+        status_of = mapped.rows["status"].where(mapped.rows["part"] != "without rescue", status)
+        verdict, text = layer_maps.restate(replace(stored, rows=mapped.rows.assign(status=status_of)))
+        assert verdict == mapped.verdict and words in text
+
+
+def test_a_recipe_without_rescue_is_not_said_to_rescue(mapped: Any, tmp_path: Path) -> None:
+    """`article-normalised`, the recipe in full, has none, and neither has one with ``--rescue 0``."""
+    assert RECIPES["article-normalised"].rescue == 0 < RECIPES["pixels"].rescue
+    for settings in ({"full": True}, {"rescue": 0.0}):
+        text = layer_maps.restate(as_stored(mapped, **settings))[1]
+        assert text.endswith(
+            "Without rescue 2 of 34 features have no gradient at the start: their images stay the null image."
+        )
+    rescued = layer_maps.restate(as_stored(mapped, full=True, rescue=0.5))[1]
+    assert (
+        "With the recipe's rescue, which passes a gradient through dead ReLUs, 2 have none (relu:1, relu:3)" in rescued
+    )
+    context = context_of(layer_maps.STUDY, stacked(), ("first", "relu"), tmp_path, SIZE, features=2, rescue=0.0)
+    outcome = layer_maps.measure(context)
+    assert "dead_before" in {f.name for f in outcome.findings} and not any(
+        "rescue;" in f.words for f in outcome.findings
+    )
+    assert outcome.conclusion.endswith(
+        "Without rescue 1 of 4 features has no gradient at the start: its image stays the null image."
+    )
+    settings = {"layers": ["first", "relu"], "rescue": 0.0}
+    assert layer_maps.restate(as_stored(outcome, **settings)) == (outcome.verdict, outcome.conclusion)
 
 
 def test_three_layers_are_too_few_for_a_trend(tmp_path: Path) -> None:
@@ -178,10 +239,11 @@ def test_a_palette_with_red_fails_the_claim() -> None:
     colours = layer_maps.LayerColours(
         [str(k) for k in range(12)], points, lab, layer_maps.palettes.fit_palette(lab[:, 1:])
     )
-    fit = colours.summarise()
+    fit = PaletteSummary.of(colours)
     assert fit.hues_outside() == ("red",) and colours.hued.all()
     assert (fit.describe(), fit.is_like_cmyk()) == ("red 3, cyan 3, magenta 3, green 3", False)
-    assert layer_maps.describe_palette(fit, True).endswith("Not in such a palette: red 3")
+    assert palette_phrase(fit, False).endswith("Not in such a palette: red 3")
+    assert "The recipe clamps pixels" in palette_phrase(fit, True)
     assert PaletteSummary.parse("gray, cyan 3", 0.5).hues == ["gray", "cyan"]
     for hues, p, like in (
         (["cyan", "magenta", "yellow", "black"], 0.01, True),
@@ -198,15 +260,15 @@ def test_the_verdict_on_layers_is_never_more_than_in_part() -> None:
     fit = PaletteSummary(["cyan", "magenta", "green"], [1, 1, 1], 0.005)
     flat, rising = (Interval(v, v - 0.1, v + 0.1) for v in (-0.5, 0.5))
     by_depth = {"flatness": flat, "waves": rising}
-    parts = layer_maps.judge_parts(colours, by_depth, fit)
-    assert parts == {"colours": True, "depth": True, "palette": True} and layer_maps.judge(parts) == "holds in part"
+    parts = layer_verdict.judge_parts(colours, by_depth, fit)
+    assert parts == {"colours": True, "depth": True, "palette": True} and layer_verdict.judge(parts) == "holds in part"
     for waves, depth in (((-0.5, 0.9), None), ((-0.9, -0.5), False), ((0.1, 0.9), True)):
         trends = by_depth | {"waves": Interval(sum(waves) / 2, *waves)}
-        assert layer_maps.judge_parts(colours, trends, fit)["depth"] is depth
-    assert layer_maps.judge({"colours": None, "depth": True, "palette": False}) == "holds in part"
-    assert layer_maps.judge({"colours": False, "depth": False, "palette": False}) == "does not hold"
-    assert layer_maps.judge({"colours": None, "depth": False, "palette": None}) == "does not hold"
-    assert layer_maps.judge({"colours": True, "depth": None, "palette": True}) == "not decided"
+        assert layer_verdict.judge_parts(colours, trends, fit)["depth"] is depth
+    assert layer_verdict.judge({"colours": None, "depth": True, "palette": False}) == "holds in part"
+    assert layer_verdict.judge({"colours": False, "depth": False, "palette": False}) == "does not hold"
+    assert layer_verdict.judge({"colours": None, "depth": False, "palette": None}) == "does not hold"
+    assert layer_verdict.judge({"colours": True, "depth": None, "palette": True}) == "not decided"
 
 
 def finding_of_flatness(value: float) -> Finding:
