@@ -1,4 +1,6 @@
-"""Compare plain descent, low resolution and octaves: high frequencies, patterns, and grids in the first layer.
+"""Compare images by plain descent, at low resolution and with octaves.
+
+High frequencies, patterns, and grids in the first layer are compared.
 
     python -m analyses.octaves
 
@@ -40,6 +42,7 @@ from analyses.support.study import FIRST as FIRST_FEATURES
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from analyses.support.units import named_rows
+from analyses.support.wording import plural
 from featmap.optimize.recipe import ARTICLE_LOWRES, ARTICLE_NORMALISED, Octave, Recipe
 from featmap.plotting.sheets import Sheet, contact_sheet
 from featmap.plotting.style import encode_webp, house_style, thumbnail
@@ -219,10 +222,10 @@ def _collect_findings(rows: pd.DataFrame) -> dict[str, Finding]:
 
 
 def judge_parts(findings: dict[str, Finding]) -> dict[str, bool | None]:
-    """Judge the measured parts of the claim by the rule of the study; None where a part is not decided.
+    """Judge the measured parts of the claim by the rule of the study.
 
-    An undefined agreement counts as not true; other parts are not decided where they are undefined, or where an
-    interval spans its limit.
+    None where a part is not decided. An undefined agreement counts as not true; other parts are not decided where they
+    are undefined, or where an interval spans its limit.
     """
     more, across, again = more_than_lowres(findings), findings[f"{PLAIN}, {OCTAVES}"], findings[f"{PLAIN}, {PLAIN}"]
     same = across.value is not None and again.value is not None and across.value >= again.value / 2
@@ -234,7 +237,7 @@ def judge_parts(findings: dict[str, Finding]) -> dict[str, bool | None]:
 
 
 def more_than_lowres(findings: dict[str, Finding]) -> Finding:
-    """Look up by how much the high-frequency share of octaves exceeds that of the low-resolution recipe."""
+    """Look up the high-frequency share of octaves minus that at low resolution."""
     less = findings["less low"]
     value, low, high = (None if v is None else -v for v in (less.value, less.high, less.low))
     return Finding("more", value, low, high, less.count, f"high-frequency share, {OCTAVES} minus {LOWRES} (paired)")
@@ -257,7 +260,7 @@ def judge(findings: dict[str, Finding], rows: pd.DataFrame, layers: Sequence[str
     finer, same, minority = (CLAIM_WORDS[parts[part]] for part in ("finer", "same", "grids"))
     high = [format_value(findings[f"high {recipe}"].value, ".3f") for recipe in (OCTAVES, LOWRES, PLAIN)]
     more, across, again = more_than_lowres(findings), findings[f"{PLAIN}, {OCTAVES}"], findings[f"{PLAIN}, {PLAIN}"]
-    seeds = rows["seed"].nunique()
+    features, seeds = plural(more.count, "feature"), plural(rows["seed"].nunique(), "seed")
     profiles = (
         f"response profiles of a feature's two images agree by {format_value(across.value)} more than those of "
         f"different features (n = {across.count}), which is {ceiling_share(across, again)} of what two seeds of plain "
@@ -269,16 +272,16 @@ def judge(findings: dict[str, Finding], rows: pd.DataFrame, layers: Sequence[str
     return combine(parts), (
         f"That octaves give a higher resolution than down-sampling alone {finer}: they leave {high[0]} of the power at "
         f"high frequencies and the low-resolution recipe {high[1]}, a difference of {format_interval(more, '.3f')} "
-        f"(paired; n = {more.count} features of {' and '.join(layers)}, {seeds} seed{'s' * (seeds > 1)} each). Whether "
+        f"(paired; n = {features} of {' and '.join(layers)}, {seeds} each). Whether "
         "their images are also clearer is not decided: this share cannot tell detail from noise, and the noisy images "
         f"of plain descent, which has no blur, have {high[2]}. "
         f"That the patterns are those of plain descent {same}: {profiles}. Similar patterns do not mean similar "
         f"activation: octaves reach {reached[0]} of plain descent's activation, and the low-resolution recipe "
         f"{reached[1]} (geometric means, n = {findings[f'ratio {OCTAVES}'].count}). "
         f"That a minority of the first layer's features shows a grid without octaves, and fewer with them, {minority}: "
-        f"{shares[0]} of {grids[0].count} features do with plain descent, and {shares[1]} with octaves. "
-        f'Here "without octaves" is read as plain descent; with the low-resolution recipe, the other reading, '
-        f"{shares[2]} do.{describe_periods(rows)}"
+        f"the share is {shares[0]} with plain descent (n = {plural(grids[0].count, 'feature')}), and {shares[1]} with "
+        f'octaves. Here "without octaves" is read as plain descent; with the low-resolution recipe, the other reading, '
+        f"it is {shares[2]}.{describe_periods(rows)}"
     )
 
 
@@ -301,22 +304,29 @@ def format_share(finding: Finding) -> str:
 
 
 def describe_periods(rows: pd.DataFrame) -> str:
-    """Say at which period the grids of plain descent repeat; empty where there are none."""
+    """Say at which period the grids of plain descent repeat.
+
+    Empty where there are none.
+    """
     periods = rows.loc[(rows["measure"] == "grid period") & (rows["recipe"] == PLAIN), "value"].astype(int)
     if periods.empty:
         return ""
     common, count = int(periods.mode()[0]), int((periods == periods.mode()[0]).sum())
-    images = f"all {count}" if count == len(periods) else f"{count} of the {len(periods)}"
+    total = len(periods)
+    images = (
+        "the one image" if total == 1 else f"all {total} images" if count == total else f"{count} of {total} images"
+    )
     return (
-        f" In {images} images of plain descent that show a grid, it repeats every {common} pixels, as a convolution "
-        f"with a stride of {common} would leave it."
+        f" In {images} of plain descent with a grid, it repeats every {common} pixels, as a "
+        f"convolution with a stride of {common} would leave it."
     )
 
 
 def minority_with_grids(plain: Finding, octaves: Finding) -> bool | None:
-    """Check whether fewer than half of the features have a grid under plain descent, and fewer with octaves.
+    """Check whether a minority has grids under plain descent, and fewer with octaves.
 
-    None where a share is undefined, or the interval of the first one spans a half.
+    A minority is fewer than half of the features. None where a share is undefined, or the interval of the first one
+    spans a half.
     """
     if plain.value is None or octaves.value is None:
         return None

@@ -1,4 +1,4 @@
-"""Clusters of a layer's colours in words, and how they compare with a palette like CMYK."""
+"""Clusters of a layer's colours in words, and the verdict on a palette like CMYK."""
 
 from __future__ import annotations
 

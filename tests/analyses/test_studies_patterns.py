@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,8 @@ def test_blur_removes_the_grid_that_a_stride_of_two_leaves(tmp_path: Path) -> No
     assert value_of(outcome, f"grid {octaves.LOWRES}") == 0
     assert value_of(outcome, "less") > 0.1
     assert outcome.verdict == "holds in part"  # all of the features are no minority
-    assert "does not hold: 100% [61%, 100%] of 6 features do with plain descent, and " in outcome.conclusion
-    assert f"In all {len(periods)} images of plain descent that show a grid, it repeats every 2" in outcome.conclusion
+    assert "does not hold: the share is 100% [61%, 100%] with plain descent (n = 6 features)," in outcome.conclusion
+    assert f"In all {len(periods)} images of plain descent with a grid, it repeats every 2 " in outcome.conclusion
     assert value_of(outcome, "less low") < 0, "blur at full size and then at smaller ones leaves less than octaves do"
     assert "That octaves give a higher resolution than down-sampling alone holds: they leave" in outcome.conclusion
     assert "(paired; n = 6 features of features, 2 seeds each)" in outcome.conclusion
@@ -121,14 +122,26 @@ def test_agreement_is_a_share_of_that_of_two_seeds_and_activation_is_told() -> N
     ("periods", "expected"),
     [
         ([], ""),
-        ([2, 2, 2], "In all 3 images of plain descent that show a grid, it repeats every 2 pixels"),
-        ([4, 2, 4, 8], "In 2 of the 4 images of plain descent that show a grid, it repeats every 4 pixels"),
+        ([3], "In the one image of plain descent with a grid, it repeats every 3 pixels"),
+        ([2, 2, 2], "In all 3 images of plain descent with a grid, it repeats every 2 pixels"),
+        ([4, 2, 4, 8], "In 2 of 4 images of plain descent with a grid, it repeats every 4 pixels"),
     ],
 )
 def test_the_most_common_period_of_the_grids_is_told(periods: list[int], expected: str) -> None:
     text = octaves.describe_periods(observed(periods))
     assert text.strip().startswith(expected) and bool(text) == bool(periods)
     assert "5 pixels" not in text, "that of octaves"
+
+
+def test_numbers_of_features_and_seeds_agree_with_their_nouns() -> None:
+    held = known() | {"less low": replace(finding(0.02, 0.01, 0.03), count=1)}
+    held |= {f"grid {label}": replace(finding(0.0, 0.0, 0.8), count=1) for label in octaves.LABELS}
+    one = observed().query("seed == 0")
+    text = octaves.judge(held, one, ["late"])[1]
+    assert "n = 1 feature of late, 1 seed each)" in text and "with plain descent (n = 1 feature), and 0% with" in text
+    assert text.endswith("the other reading, it is 0%."), "no sentence on the period of grids that are not there"
+    none = {f"grid {label}": replace(finding(None), count=0) for label in octaves.LABELS}
+    assert "the share is undefined with plain descent (n = 0 features)" in octaves.judge(held | none, one, ["late"])[1]
 
 
 def test_a_stride_of_one_leaves_no_grid(tmp_path: Path) -> None:
