@@ -1,4 +1,4 @@
-"""Measure descents that start from a photograph: what they reach, and how fast they depart from it.
+"""Measure what descents from a photograph reach, and how fast they depart from it.
 
     python -m analyses.natural_start --image PHOTOGRAPH [--layers inception4a,inception5a]
 
@@ -39,6 +39,7 @@ from analyses.support.settings import resolved_recipe
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from analyses.support.units import named_findings
+from analyses.support.wording import plural
 from featmap import image_ops, probe
 from featmap.optimize.parameterization import null_frames
 from featmap.optimize.photographs import read_photograph
@@ -68,8 +69,10 @@ STUDY = Study(
     "decided where neither is true; nor is it where no drawn feature rose from noise. A half-life within the first "
     "step is an upper bound: such features are counted, and the profile departs faster than under the recipe's blur "
     "alone only if the interval of the paired differences is above 0, a half-life within the first step counted as one "
-    "step, and one that is never reached as the last step: where this is so under blur alone only, the difference is "
-    "at least the one given. The verdict is of the one image that was tested",
+    "step, and one that is never reached as the last step. Where half-lives are never reached under blur alone only, "
+    "and none of blur alone is within the first step, the difference is at least the one given; where they are never "
+    "reached in the descent only, and none of the descent is within the first step, it is at most the one given. The "
+    "verdict is of the one image that was tested",
     full="`article-normalised`: octaves of 299, 340 and 380 pixels, 300 steps",
     takes_image=True,
 )
@@ -221,50 +224,66 @@ def collect_findings(single: Sequence[Departure], together: Sequence[Departure],
 
 
 def count_reached(departures: Sequence[Departure], which: str) -> tuple[int, int]:
-    """Count the half-lives ("half" or "half_blurred") that end within the descent, and all that are defined."""
+    """Count the half-lives that end within the descent, and all that are defined.
+
+    `which`: "half" or "half_blurred".
+    """
     values = np.array([getattr(d, which) for d in departures], dtype=float)
     return int(np.isfinite(values).sum()), int((~np.isnan(values)).sum())
 
 
-def is_lower_bound(departures: Sequence[Departure]) -> bool:
-    """Check whether the lead over blur alone is at least the one computed.
+def lead_bound(departures: Sequence[Departure]) -> str | None:
+    """Say in which direction the computed lead over blur alone bounds the true one.
 
-    It is where half-lives under blur alone are cut at the last step, and no other bound works against that: no feature
-    keeps its start to the end, and no half-life under blur alone is within the first step, which counts as one.
+    A half-life that is never reached counts as the last step, and the true one is longer; one within the first step
+    counts as one step, and the true one is shorter. "at least" where the true lead can only be longer, "at most" where
+    it can only be shorter, "neither" where it can be both, and None where every half-life is reached.
     """
     (within, count), (left, defined) = count_reached(departures, "half_blurred"), count_reached(departures, "half")
-    return within < count and left == defined and not count_early(departures, "half_blurred")
+    if within == count and left == defined:
+        return None
+    if left == defined and not count_early(departures, "half_blurred"):
+        return "at least"
+    if within == count and not count_early(departures, "half"):
+        return "at most"
+    return "neither"
 
 
 def qualify(finding: Finding, layer: str, departures: Sequence[Departure]) -> Finding:
-    """Say in a finding's words of how many features it is, where blur alone does not bring all of them half way."""
-    within, count = count_reached(departures, "half_blurred")
-    if within == count:
+    """Say in a finding's words in how many features half-lives are never reached."""
+    bound = lead_bound(departures)
+    if bound is None:
         return finding
+    (within, count), (left, defined) = count_reached(departures, "half_blurred"), count_reached(departures, "half")
+    never = [f"under blur alone in {count - within} of {plural(count, 'feature')}"] * (within < count)
+    never += [f"in the descent in {defined - left} of {plural(defined, 'feature')}"] * (left < defined)
     words = {
-        f"half_blurred:{layer}": f"; mean of the {within} of {count} features that fall half way",
-        f"sooner:{layer}": f"; {count - within} of {count} features never fall half way under blur alone, and count "
-        f"with the last step{': the difference is at least this' if is_lower_bound(departures) else ''}",
+        f"sooner:{layer}": f"; never reached, and counted as the last step, {' and '.join(never)}"
+        + (f": the difference is {bound} this" if bound != "neither" else "")
     }
+    if within < count:
+        words[f"half_blurred:{layer}"] = f"; mean of the {within} of {plural(count, 'feature')} in which it is reached"
     return replace(finding, words=finding.words + words.get(finding.name, ""))
 
 
 def lead_sentence(departures: Sequence[Departure]) -> str:
-    """Say whether the lead over blur alone is a lower bound; empty where no half-life is cut at the last step."""
+    """Say whether the lead over blur alone is a lower or an upper bound.
+
+    Empty where no half-life is cut at the last step, and where the lead has no interval.
+    """
     defined = [d for d in departures if not np.isnan(d.half)]
-    if np.isfinite(lead_over_blur(defined)).sum() < MIN_FEATURES:
+    bound = lead_bound(defined)
+    if bound is None or np.isfinite(lead_over_blur(defined)).sum() < MIN_FEATURES:
         return ""
     (within, count), (left, all_left) = count_reached(defined, "half_blurred"), count_reached(defined, "half")
-    if within == count and left == all_left:
-        return ""
-    steps = f"within the {int(defined[0].steps[-1])} steps"
-    if is_lower_bound(defined):
-        return (
-            f". The difference is at least this: under blur alone only {within} of {count} features fall so far {steps}"
-        )
+    reached = f"the half-life is within the {int(defined[0].steps[-1])} steps in"
+    if bound == "at least":
+        return f". The difference is at least this: under blur alone {reached} only {within} of {count} features"
+    if bound == "at most":
+        return f". The difference is at most this: in the descent {reached} only {left} of {all_left} features"
     return (
-        f". The difference is neither an upper nor a lower bound: {within} of {count} features fall so far {steps} "
-        f"under blur alone, and {left} of {all_left} in the descent"
+        f". The difference is neither an upper nor a lower bound: {reached} {within} of {count} features under blur "
+        f"alone, and in {left} of {all_left} in the descent"
     )
 
 
@@ -340,8 +359,9 @@ def write_conclusion(single: Sequence[Departure], together: Sequence[Departure],
         return "0 features rose from noise."
     mean, low, high = interval(reached)
     start = start_name(photograph) + ("" if photograph else " (no photograph was tested)")
-    text = f"From {start} {int(np.isfinite(reached).sum())} features reach {mean:.2f} [{low:.2f}, {high:.2f}] of what "
-    text += "they reach from noise"
+    count = int(np.isfinite(reached).sum())
+    text = f"From {start} {plural(count, 'feature')} {'reaches' if count == 1 else 'reach'} {mean:.2f} [{low:.2f}, "
+    text += f"{high:.2f}] of what {'it reaches' if count == 1 else 'they reach'} from noise"
     joint = finite_or_nan([r.reached for r in together])
     if np.isfinite(joint).any():
         text += f". Sums of them and whole layers reach {np.nanmin(joint):.2f} or more"

@@ -100,34 +100,94 @@ def test_a_lead_over_half_lives_that_blur_never_reaches_is_a_lower_bound() -> No
     given = [reached, never, never]
     found_ = {f.name: f for f in natural_start.collect_findings(given, [], True)}
     assert found_["sooner:a"].value == pytest.approx((3 + 8 + 8) / 3)
-    assert "2 of 3 features never fall half way under blur alone" in found_["sooner:a"].words
-    assert found_["sooner:a"].words.endswith("count with the last step: the difference is at least this")
+    assert found_["sooner:a"].words.endswith(
+        "; never reached, and counted as the last step, under blur alone in 2 of 3 features: the difference is at "
+        "least this"
+    )
     assert found_["half_blurred:a"].value == pytest.approx(5)
-    assert found_["half_blurred:a"].words.endswith("; mean of the 1 of 3 features that fall half way")
+    assert found_["half_blurred:a"].words.endswith("; mean of the 1 of 3 features in which it is reached")
     text = natural_start.write_conclusion(given, [], True)
-    assert "is at least this: under blur alone only 1 of 3 features fall so far within the 10 steps." in text
+    assert "least this: under blur alone the half-life is within the 10 steps in only 1 of 3 features. All" in text
     assert text.endswith(
         "All this is of one photograph; the article shows nothing of it here, and only points to its part II."
     )
     everywhere = natural_start.write_conclusion([reached] * 3, [], True)
     assert "longer by 3.00" in everywhere and "at least" not in everywhere
     words = {f.name: f.words for f in natural_start.collect_findings([reached] * 3, [], True)}
-    assert not any("half way" in words[f"{name}:a"] for name in ("sooner", "half_blurred"))
+    assert not any("reached" in words[f"{name}:a"] for name in ("sooner", "half_blurred"))
+
+
+FAST, SLOW, EARLY, STAYS, STILL = (
+    leaving(2.0, 5.0),
+    leaving(3.0, 5.0),
+    leaving(0.5, 5.0),
+    leaving(np.inf, 5.0),
+    leaving(2.0, np.inf),
+)
+QUICK_BLUR = leaving(2.0, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("given", "truth"),
+    [
+        ([FAST, SLOW, EARLY], None),
+        ([FAST, SLOW, STILL], "at least"),
+        ([EARLY, SLOW, STILL], "at least"),  # shorter than the one step it counts as
+        ([FAST, SLOW, STAYS], "at most"),
+        ([QUICK_BLUR, SLOW, STAYS], "at most"),
+        ([FAST, STILL, STAYS], "neither"),
+        ([FAST, STILL, QUICK_BLUR], "neither"),
+        ([EARLY, SLOW, STAYS], "neither"),
+        ([FAST, SLOW, leaving(np.inf, np.inf)], "neither"),
+    ],
+)
+def test_the_lead_bounds_the_true_one_in_the_direction_of_its_cuts(
+    given: list[natural_start.Departure], truth: str | None
+) -> None:
+    """By hand: in each feature, the range of true leads that the ten steps leave open, minus the computed lead."""
+    lowest = highest = 0.0
+    for d, lead in zip(given, half_life.lead_over_blur(given), strict=True):
+        ends = [(10, 999) if h == np.inf else (0, 1) if h == 1 else (h, h) for h in (d.half, d.half_blurred)]
+        lowest += ends[1][0] - ends[0][1] - lead
+        highest += ends[1][1] - ends[0][0] - lead
+    cut = any(np.inf in (d.half, d.half_blurred) for d in given)
+    by_hand = {(True, False): "at most", (False, True): "at least", (True, True): "neither"}
+    assert truth == (by_hand[bool(lowest < 0), bool(highest > 0)] if cut else None)
+    assert natural_start.lead_bound(given) == truth
+    text = natural_start.lead_sentence(given)
+    if truth is None:
+        assert text == ""
+    else:
+        assert text.startswith(f". The difference is {truth} ")
+
+
+def test_a_descent_that_keeps_its_start_makes_the_lead_an_upper_bound() -> None:
+    """Computed with the last of ten steps: 5 - 10, 5 - 2 and 5 - 3; the first is less than -5."""
+    given = [STAYS, FAST, SLOW]
+    assert natural_start.lead_sentence(given) == (
+        ". The difference is at most this: in the descent the half-life is within the 10 steps in only 2 of 3 features"
+    )
+    found_ = {f.name: f for f in natural_start.collect_findings(given, [], True)}
+    assert found_["sooner:a"].value == pytest.approx(0)
+    assert found_["sooner:a"].words.endswith(
+        "; never reached, and counted as the last step, in the descent in 1 of 3 features: the difference is at most "
+        "this"
+    )
+    assert "reached" not in found_["half_blurred:a"].words, "all of these are reached"
 
 
 @pytest.mark.parametrize("other", [leaving(np.inf, 5.0), leaving(0.5, 0.7)], ids=["stays", "early"])
 def test_a_lead_with_bounds_on_both_sides_is_no_bound(other: natural_start.Departure) -> None:
     """A feature that keeps its start to the end makes the lead too high, and so does a blur of less than a step."""
     given = [leaving(2.0, np.inf), leaving(2.0, 5.0), other]
-    assert not natural_start.is_lower_bound(given)
+    assert natural_start.lead_bound(given) == "neither"
     stays = int(other.half == np.inf)
     assert natural_start.lead_sentence(given) == (
-        ". The difference is neither an upper nor a lower bound: 2 of 3 features fall so far within the 10 steps under "
-        f"blur alone, and {3 - stays} of 3 in the descent"
+        ". The difference is neither an upper nor a lower bound: the half-life is within the 10 steps in 2 of 3 "
+        f"features under blur alone, and in {3 - stays} of 3 in the descent"
     )
-    assert "at least" not in next(
-        f.words for f in natural_start.collect_findings(given, [], True) if f.name == "sooner:a"
-    )
+    words = next(f.words for f in natural_start.collect_findings(given, [], True) if f.name == "sooner:a")
+    assert words.endswith("in 1 of 3 features" + " and in the descent in 1 of 3 features" * stays)
     assert natural_start.lead_sentence(given[:2]) == "", "two features have no say"
 
 
