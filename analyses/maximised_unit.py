@@ -1,4 +1,4 @@
-"""Measure where a maximised neuron changes the image, how far the change extends, and in how many patterns.
+"""Measure where a maximised neuron changes the image, how far, and how variously.
 
     python -m analyses.maximised_unit
 
@@ -79,7 +79,7 @@ STUDY = Study(
     "whose central neurons' fields do not fit into the image are not compared either, and in layers without branches "
     "the first and the last quarter of the channels stand for the outer ones; variety: the interval of the share of "
     "neurons with two or more clearly different images, by response profile, is above one in twenty (not so if it is "
-    f"at or below that, which takes {NEEDED} neurons where none has two). A part is not decided where intervals "
+    f"at or below that, which takes at least {NEEDED} neurons). A part is not decided where intervals "
     "overlap, span their limit or are undefined. The claim holds if all three parts hold, in part if any does or does "
     "so in part, does not hold if none does and one is not so, and is not decided otherwise",
     units={"inception_v3": ("Mixed_6b:654", "Mixed_6b:415")},
@@ -122,7 +122,7 @@ def measure(context: Context, size: int | None = None, steps: int = STEPS, start
 
 
 def _maximise_neurons(context: Context, name: str, recipe: Recipe, starts: int) -> Neurons:
-    """Maximise the neurons of one layer in the middle of the image and at other positions."""
+    """Maximise one layer's neurons in the middle of the image and at other positions."""
     trace, layer = context.network.trace(recipe.size), context.network.layer(name, recipe.size)
     channels = draw_by_branch(context, layer)
     fields = [trace.field(name, f) for f in channels]
@@ -148,7 +148,7 @@ def _maximise_neurons(context: Context, name: str, recipe: Recipe, starts: int) 
 
 
 def _position_rows(n: Neurons) -> list[pd.DataFrame]:
-    """Measure where images changed, where the fields are, and how far other positions are."""
+    """Measure how far changes are from their own fields and from other positions'."""
     if n.elsewhere is None:
         return []
     centre = np.stack([extents.centres(c) for c in n.elsewhere.changes])
@@ -178,7 +178,7 @@ def _position_rows(n: Neurons) -> list[pd.DataFrame]:
 
 
 def _radius_rows(n: Neurons) -> list[pd.DataFrame]:
-    """Measure the radius of each neuron's change, the place of its branch and the size of its field."""
+    """Measure the radius of each neuron's change, with its branch and its field."""
     radius = np.stack([extents.radii(c) for c in n.central.changes])
     return [
         tidy_rows("radius", n.layer.name, n.central, radius, "interact"),
@@ -223,7 +223,7 @@ def _relative_by_branch(
 
 
 def _position_correlation(rows: pd.DataFrame) -> pd.Series:
-    """Correlate, for each feature, the centres of its changes with those of its fields."""
+    """Correlate, for each feature, the centres of its changes and of its fields."""
     wide = {
         (what, kind): values_by_feature(rows, f"{what} {kind}", "interact")
         for what in ("row", "column")
@@ -324,7 +324,10 @@ def _collect_findings(rows: pd.DataFrame, neurons: Sequence[Neurons], size: int)
 
 
 def restate(stored: StoredResult) -> tuple[Verdict, str]:
-    """Write verdict and conclusion from the stored result; what earlier results lack is counted in their rows."""
+    """Write verdict and conclusion from the stored result.
+
+    What earlier results lack is counted in their rows.
+    """
     return judge(count_findings(stored.rows, stored.findings["truncated"]) | stored.findings)
 
 

@@ -1,4 +1,4 @@
-"""Verdict and conclusion of `analyses.maximised_unit`: position, extent and variety of what a neuron changes."""
+"""Verdict and conclusion of `analyses.maximised_unit`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from analyses.support.findings import (
 from analyses.support.image_sets import values_by_feature
 from analyses.support.neurons import FIRST, INTERIOR, LAST
 from analyses.support.study import Verdict
+from analyses.support.wording import plural
 from featmap.stats.correlation import FLOOR
 
 HALF = 0.5
@@ -30,7 +31,9 @@ GROUPS = {"interior": INTERIOR, "first": FIRST, "last": LAST}
 
 
 def neurons_needed(limit: float) -> int:
-    """Compute how many cases without a hit it takes for a share's Wilson interval to end at or below a limit.
+    """Compute how many cases without a hit it takes to show that a share is low.
+
+    That is, for the share's Wilson interval to end at or below a limit.
 
     Parameters
     ----------
@@ -47,11 +50,11 @@ def neurons_needed(limit: float) -> int:
 
 
 NEEDED = neurons_needed(MANY)
-"""Neurons without a second pattern that are needed to refute variety."""
+"""Fewest neurons that can refute variety, which they do if none has a second pattern."""
 
 
 def count_findings(rows: pd.DataFrame, truncated: Finding) -> dict[str, Finding]:
-    """Count the neurons of each group whose radii are compared, and the positions of each feature.
+    """Count the neurons whose radii are compared, and the positions of each feature.
 
     Parameters
     ----------
@@ -152,12 +155,12 @@ def places_phrase(findings: Mapping[str, Finding]) -> str:
         Such as "n = 16 features at up to 8 positions each, 1 start".
     """
     positions = findings["positions"].value if "positions" in findings else None
-    at = f" at up to {positions:.0f} positions each" if positions is not None else ""
-    return f"n = {findings['error'].count} features{at}, 1 start"
+    at = f" at up to {plural(round(positions), 'position')} each" if positions is not None else ""
+    return f"n = {plural(findings['error'].count, 'feature')}{at}, 1 start"
 
 
 def variety_phrase(findings: Mapping[str, Finding]) -> str:
-    """Describe how many neurons have several images, how far these are apart, and what it would take to refute it.
+    """Describe how many neurons have several images, and how far these are apart.
 
     Parameters
     ----------
@@ -170,22 +173,29 @@ def variety_phrase(findings: Mapping[str, Finding]) -> str:
         Sentences.
     """
     several, own, between = (findings[k] for k in ("several profiles", "profiles starts", "profiles neurons"))
-    starts = findings["good"].words.partition("of ")[2].partition(",")[0] if "good" in findings else "several"
-    text = (
-        f"of {several.count} neurons with {starts} starts each, {format_interval(several, '.0%')} have two or more "
-        "clearly different images, judged by what these excite, and "
-        f"{format_value(findings['several images'].value, '.0%')}, judged by their pixels."
-    )
+    starts = findings["good"].words.partition("of ")[2].partition(",")[0] if "good" in findings else ""
+    pixels = format_value(findings["several images"].value, ".0%")
+    if several.value is None:
+        text = (
+            "the share of neurons with two or more clearly different images is undefined, since no start gave images "
+            f"of two neurons to compare by what they excite; judged by their pixels, it is {pixels}."
+        )
+    else:
+        text = (
+            f"of {plural(several.count, 'neuron')} with {plural(int(starts), 'start') if starts else 'several starts'} "
+            f"each, {format_interval(several, '.0%')} have two or more clearly different images, judged by what these "
+            f"excite, and {pixels}, judged by their pixels."
+        )
     if own.value is not None and between.value is not None:
         text += (
-            f" What the images of one neuron excite is on average {own.value:.2f} apart (1 - r, n = {own.count} "
-            f"neurons), and has to be more than {HALF * between.value:.2f} apart to differ clearly: half of the "
-            f"{between.value:.2f} between different neurons."
+            f" What the images of one neuron excite is on average {own.value:.2f} apart (1 - r, n = "
+            f"{plural(own.count, 'neuron')}), and has to be more than {HALF * between.value:.2f} apart to differ "
+            f"clearly: half of the {between.value:.2f} between different neurons."
         )
-    if exceeds(several, MANY) is None and several.value is not None and several.count < NEEDED:
+    if several.value == 0 and exceeds(several, MANY) is None:
         text += (
-            f" To refute this part it would take {NEEDED} neurons of which none has several images: only then does "
-            f"the interval end at {MANY:.0%}."
+            f" To refute this part it takes at least {NEEDED} neurons: with fewer the interval ends above {MANY:.0%}, "
+            "even where none has several images."
         )
     for name, kinds in findings.items():
         if name.startswith("different profiles interact of ") and kinds.value is not None:
@@ -199,7 +209,7 @@ def variety_phrase(findings: Mapping[str, Finding]) -> str:
 
 
 def nearer(error: Finding, floor: Finding) -> bool | None:
-    """Check whether one distance is below another; None where their intervals overlap, or one is undefined.
+    """Check whether one distance is below another.
 
     Parameters
     ----------
@@ -209,7 +219,8 @@ def nearer(error: Finding, floor: Finding) -> bool | None:
     Returns
     -------
     bool or None
-        True if the first is wholly below the second, False if it is wholly above.
+        True if the first is wholly below the second, False if it is wholly above; None where their intervals overlap,
+        or one is undefined.
     """
     if error.low is None or error.high is None or floor.low is None or floor.high is None:
         return None
@@ -250,7 +261,8 @@ def beyond_phrase(findings: Mapping[str, Finding]) -> str:
     if not layers:
         return ""
     side = image_side(findings)
-    return f" The radius is not compared in {', '.join(layers)}: its neurons see beyond the {side} pixels."
+    whose = "its" if len(layers) == 1 else "their"
+    return f" The radius is not compared in {' and '.join(layers)}: {whose} neurons see beyond the {side} pixels."
 
 
 def pair_phrase(findings: Mapping[str, Finding]) -> str:
@@ -268,7 +280,9 @@ def pair_phrase(findings: Mapping[str, Finding]) -> str:
     """
     start = "radius interact of "
     named = [(name.removeprefix(start), f) for name, f in findings.items() if name.startswith(start)]
-    radii = [f"{f.value:.1f} pixels for {unit} (n = {f.count} starts)" for unit, f in named if f.value is not None]
+    radii = [
+        f"{f.value:.1f} pixels for {unit} (n = {plural(f.count, 'start')})" for unit, f in named if f.value is not None
+    ]
     if len(radii) < 2:
         return ""
     return (
@@ -278,7 +292,7 @@ def pair_phrase(findings: Mapping[str, Finding]) -> str:
 
 
 def extent_phrase(findings: Mapping[str, Finding]) -> str:
-    """Describe how far interior channels extend, or exterior ones where modules have no interior branch.
+    """Describe how far interior channels extend compared with exterior branches.
 
     Parameters
     ----------
@@ -288,34 +302,64 @@ def extent_phrase(findings: Mapping[str, Finding]) -> str:
     Returns
     -------
     str
-        Sentences.
+        Sentences; where no channel is interior, the two exterior branches are compared.
     """
-    outer = findings.get("wider outer")
-    if findings["field first"].value is None and outer is not None and outer.value is not None:
-        return (
-            "the modules have two branches, so that no channel is interior. The radius of the last branch's change is "
-            f"larger than the first branch's by {format_interval(outer, '+.2f')} of their layer's mean (n = "
-            f"{group_count(findings, 'last')} and {group_count(findings, 'first')} neurons{group_layers(findings)}), "
-            f"their field's side by {format_value(findings['field outer'].value, '+.2f')}.{beyond_phrase(findings)}"
-        )
+    fields = {which: findings[f"field {which}"].value for which in ("first", "last")}
+    if all(field is None for field in fields.values()):
+        return f"{outer_phrase(findings)}{beyond_phrase(findings)}"
     sentences = []
-    for which in ("first", "last"):
-        wider, field = findings[f"wider {which}"], format_value(findings[f"field {which}"].value, "+.2f")
-        count = f"{group_count(findings, 'interior')} against {group_count(findings, which)} neurons"
-        if findings[f"field {which}"].value is None:
+    for which, field in fields.items():
+        wider = findings[f"wider {which}"]
+        count = f"n = {group_count(findings, 'interior')} against {group_count(findings, which)} neurons"
+        if field is None:
             sentences.append(f"there is no {which} branch to compare with.")
         elif not fields_differ(findings, which):
+            radii = "" if wider.value is None else f"the radii differ by {format_interval(wider, '+.2f')}, "
             sentences.append(
-                f"with the {which} branch they are not compared, since its analytic field is the same (the radii "
-                f"differ by {format_interval(wider, '+.2f')}, n = {count})."
+                f"with the {which} branch they are not compared, since its analytic field is the same ({radii}{count})."
+            )
+        elif wider.value is None:
+            sentences.append(
+                f"with the {which} branch they are not compared, for which it takes two neurons of each "
+                f"({count}{group_layers(findings)})."
             )
         else:
             sentences.append(
                 f"the radius of their change is larger than the {which} branch's by {format_interval(wider, '+.2f')} "
-                f"of their layer's mean (n = {count}{group_layers(findings)}), their field's side by {field}."
+                f"of their layer's mean ({count}{group_layers(findings)}), their field's side by {field:+.2f}."
             )
     first, last = sentences
     return f"{first} {last[0].upper()}{last[1:]}{beyond_phrase(findings)}"
+
+
+def outer_phrase(findings: Mapping[str, Finding]) -> str:
+    """Compare the two exterior branches, where no channel is interior.
+
+    Parameters
+    ----------
+    findings : mapping of str to Finding
+        Findings by name.
+
+    Returns
+    -------
+    str
+        Sentences; that there is nothing to compare, where one of the two is missing as well.
+    """
+    field = findings["field outer"].value if "field outer" in findings else None
+    if field is None:
+        return "there are no two branches to compare."
+    outer = findings["wider outer"]
+    count = f"n = {group_count(findings, 'last')} and {group_count(findings, 'first')} neurons{group_layers(findings)}"
+    text = "no channel is interior, as in modules of two branches."
+    if outer.value is None:
+        return (
+            f"{text} The radii of the last branch and of the first are not compared, for which it takes two neurons of "
+            f"each ({count}); their fields' sides differ by {field:+.2f} of their layer's mean."
+        )
+    return (
+        f"{text} The radius of the last branch's change is larger than the first branch's by "
+        f"{format_interval(outer, '+.2f')} of their layer's mean ({count}), their field's side by {field:+.2f}."
+    )
 
 
 def group_count(findings: Mapping[str, Finding], which: str) -> str:
@@ -374,7 +418,7 @@ def fields_differ(findings: Mapping[str, Finding], which: str) -> bool:
 
 
 def branches_compared(findings: Mapping[str, Finding]) -> list[str]:
-    """List the branches that interior channels are compared with: those with another analytic field.
+    """List the branches that interior channels are compared with.
 
     Parameters
     ----------
@@ -384,7 +428,7 @@ def branches_compared(findings: Mapping[str, Finding]) -> list[str]:
     Returns
     -------
     list of str
-        Of "first" and "last".
+        Of "first" and "last" those with another analytic field.
     """
     return [which for which in ("first", "last") if fields_differ(findings, which)]
 

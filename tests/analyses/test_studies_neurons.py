@@ -211,13 +211,32 @@ def test_few_neurons_cannot_refute_variety() -> None:
     assert ends[0] > unit_verdict.MANY >= ends[1] and unit_verdict.NEEDED == 73
     assert str(unit_verdict.NEEDED) in maximised_unit.STUDY.rule
 
-    def say(count: int) -> str:
+    def say(hits: int, count: int) -> str:
         held = dict.fromkeys(
             ("profiles starts", "profiles neurons", "several images"), Finding("", 0.5, 0.4, 0.6, 9, "")
         )
-        return unit_verdict.variety_phrase(held | {"several profiles": share_finding("", 0, count, "")})
+        return unit_verdict.variety_phrase(held | {"several profiles": share_finding("", hits, count, "")})
 
-    assert "it would take 73 neurons of which none has several images" in say(16) and "refute" not in say(73)
+    for count in (1, 16, 72):
+        assert "To refute this part it takes at least 73 neurons: with fewer the interval ends above 5%" in say(
+            0, count
+        )
+    assert "refute" not in say(0, 73)
+    low, high = stats.binomtest(1, 8).proportion_ci(0.95, "wilson")
+    assert low < unit_verdict.MANY < high, "not decided, although one of the neurons has several"
+    assert "12% [2%, 47%]" in say(1, 8) and "refute" not in say(1, 8)
+    assert stats.binomtest(2, 300).proportion_ci(0.95, "wilson").high < unit_verdict.MANY, "a few of many refute it too"
+    assert say(0, 1).startswith("of 1 neuron with several starts each, 0% [0%, 79%] have")
+
+
+def test_a_share_of_neurons_that_is_undefined_is_said_to_be(tmp_path: Path) -> None:
+    """One neuron has no other whose images its own could be compared with."""
+    context = context_of(maximised_unit.STUDY, wide(7), ("conv",), tmp_path, size=24, features=1)
+    outcome = maximised_unit.measure(context, 24, 2, starts=2)
+    assert next(f for f in outcome.findings if f.name == "several profiles").value is None
+    words = "images of one neuron is not decided: the share of neurons with two or more clearly different images is un"
+    assert words in outcome.conclusion and "of 0 neurons" not in outcome.conclusion
+    assert "refute" not in outcome.conclusion
 
 
 def test_profiles_are_less_the_null_image_of_their_start() -> None:
@@ -321,8 +340,44 @@ def test_modules_of_two_branches_have_no_interior_and_compare_the_two(tmp_path: 
     # Sides of 1 and 9 pixels, relative to their mean of 5: they differ by 8 / 5.
     assert value_of(outcome, "field outer") == pytest.approx(1.6)
     assert next(f.low for f in outcome.findings if f.name == "wider outer") > 0
-    assert "interior channels extend further is not decided: the modules have two branches" in outcome.conclusion
-    assert outcome.verdict != "holds"
+    assert (
+        "interior channels extend further is not decided: no channel is interior, as in modules of two branches. "
+        in outcome.conclusion
+    )
+    assert "by +1.60." in outcome.conclusion and outcome.verdict != "holds"
+
+
+@pytest.mark.parametrize(("module", "count"), [(Expand, 2), (Windows, 4)])
+def test_one_neuron_of_a_branch_is_not_compared_and_the_branch_is_not_denied(
+    module: type[nn.Module], count: int, tmp_path: Path
+) -> None:
+    network = nn.Sequential(OrderedDict(mixed=module())).eval()
+    context = context_of(maximised_unit.STUDY, network, ("mixed",), tmp_path, size=24, features=count)
+    outcome = maximised_unit.measure(context, 24, 2, starts=1)
+    assert {f.value for f in outcome.findings if f.name in ("wider first", "wider last", "wider outer")} == {None}
+    assert "there is no" not in outcome.conclusion.lower() and "undefined of" not in outcome.conclusion
+    if module is Expand:
+        # sides of 1 and 9 pixels, relative to their mean of 5
+        assert "no channel is interior, as in modules of two branches. The radii of the last br" in outcome.conclusion
+        assert "(n = 1 and 1 neurons of mixed); their fields' sides differ by +1.60 of their" in outcome.conclusion
+    else:
+        words = "h the {} branch they are not compared, for which it takes two neurons of each (n = 2 against 1 neurons"
+        assert all(words.format(which) in outcome.conclusion for which in ("first", "last"))
+    path = save_outcome(context, outcome, tmp_path / "results")[0]
+    assert maximised_unit.restate(StoredResult.read(path)) == (outcome.verdict, outcome.conclusion)
+
+
+def test_layers_without_two_branches_have_nothing_to_compare() -> None:
+    names = ("field first", "field last", "field outer", "wider first", "wider last", "wider outer")
+    held = dict.fromkeys(names, Finding("", None, None, None, 0, ""))
+    left = Finding("truncated", 2, None, None, 2, "layers ... beyond the 9 pixels, not in this comparison (a, b)")
+    assert unit_verdict.extent_phrase(held | {"truncated": left}) == (
+        "there are no two branches to compare. The radius is not compared in a and b: their neurons see beyond the 9 "
+        "pixels."
+    )
+    field = Finding("", 0.5, None, None, 3, "")
+    text = unit_verdict.extent_phrase(held | {"field last": field, "wider last": Finding("", 0.2, 0.1, 0.3, 4, "")})
+    assert text.startswith("there is no first branch to compare with. The radius of their change is larger than the la")
 
 
 def test_a_radius_of_few_channels_has_no_interval_below_0(tmp_path: Path) -> None:
