@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +86,7 @@ class PaletteSummary:
         str
             Such as "gray 31, cyan 10, red 1".
         """
-        sizes = self.sizes or [None] * len(self.hues)
+        sizes: Sequence[int | None] = self.sizes or [None] * len(self.hues)
         pairs = zip(self.hues, sizes, strict=True)
         named = [hue if size is None else f"{hue} {size}" for hue, size in pairs if hues is None or hue in hues]
         return ", ".join(named)
