@@ -67,9 +67,10 @@ STUDY = Study(
     "or more) is above that without ReLUs and maxima and, paired by feature, above half of that between two seeds (at "
     "least two are run); it does so in part if the share is only above that without ReLUs and maxima; it does not if "
     "the share is not above that, and its interval, paired, is below half of that between two seeds; otherwise this is "
-    "not decided. Since the claim is of each neuron, most added neurons have to change anything: they do if the "
-    "interval, over features, of the share of added neurons that change anything is above a half, and do not if it is "
-    "at or below a half. In a layer the claim holds if the change reaches the whole image and most added neurons "
+    "not decided. Since the claim is of each neuron, most added neurons have to change anything: they do if Wilson's "
+    "interval of the share of added neurons that change anything, with each feature counted once, is above a half "
+    "(which takes four features or more), and do not if it is at or below a half; otherwise this is not decided. In a "
+    "layer the claim holds if the change reaches the whole image and most added neurons "
     "change anything; it holds in part if the change reaches the whole image, or does so in part, whatever their "
     "number; it does not hold if the change does not reach it, or if this is not decided and most change nothing; "
     "otherwise it is not decided. The verdict is that of the layers if it is the same in all; if not, the claim holds "
@@ -316,7 +317,6 @@ def _collect_findings(rows: pd.DataFrame, layers: Sequence[str]) -> dict[str, Fi
         words = "change outside the field relative to what the image was there, minus the null image"
         add("elsewhere", _values_of(rows, "change elsewhere", layer), words)
         add("elsewhere linear", _values_of(rows, "change elsewhere", layer, TWIN), linear)
-        add("moves", _values_of(rows, MOVED, layer), "share of added neurons that change anything")
         drawn = _values_of(rows, GRADIENT, layer)
         words = f"{layer}: drawn features without a gradient on noise, left out"
         findings.append(value_finding(f"dead:{layer}", float((drawn == 0).sum()), len(drawn), words))

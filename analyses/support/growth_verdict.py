@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from analyses.support.findings import CLAIM_WORDS, Finding, format_interval, format_value, value_finding
+from analyses.support.findings import CLAIM_WORDS, LEVEL, Finding, format_interval, format_value, value_finding
 from analyses.support.study import Verdict
 from featmap.stats.correlation import FLOOR
 
@@ -32,9 +33,9 @@ def case_findings(rows: pd.DataFrame, layers: Sequence[str], units: Sequence[str
     Returns
     -------
     list of Finding
-        ``moved:LAYER`` for each layer; ``moved of UNIT`` and ``area of UNIT`` for each feature.
+        ``moved:LAYER`` and ``most:LAYER`` for each layer; ``moved of UNIT`` and ``area of UNIT`` for each feature.
     """
-    own = rows[rows["recipe"] == NETWORK]
+    own = rows[rows["recipe"] == NETWORK].reset_index(drop=True)
     channels = own["layer"].astype(str) + ":" + own["feature"].astype(str).str.split(":").str[0]
     findings, cases = [], "cases (added neuron and seed) in which the image changed at all; n is their number"
     for name, chosen in [
@@ -44,11 +45,51 @@ def case_findings(rows: pd.DataFrame, layers: Sequence[str], units: Sequence[str
         moved = own.loc[chosen & (own["measure"] == MOVED), "value"]
         words = f"{name.partition(':')[2]}: {cases}" if " of " not in name else f"{name[9:]}, named: {cases}"
         findings.append(value_finding(name, float((moved > 0).sum()) if len(moved) else np.nan, len(moved), words))
+    for layer in layers:
+        moved = own[(own["layer"] == layer) & (own["measure"] == MOVED)]
+        shares = moved.groupby(channels[moved.index])["value"].mean()
+        words = f"{layer}: share of added neurons that change anything, a mean over features (Wilson)"
+        findings.append(mean_share_finding(f"most:{layer}", shares.to_numpy(dtype=float), words))
     for unit in units:
         area = own.loc[(channels == unit) & (own["measure"] == AREA), "value"]
         words = f"{unit}, named: share of the image outside the added neurons' fields"
         findings.append(value_finding(f"area of {unit}", float(area.mean()), len(area), words))
     return findings
+
+
+def mean_share_finding(name: str, shares: np.ndarray, words: str) -> Finding:
+    """Compute the mean of independent shares with Wilson's interval.
+
+    A share lies between 0 and 1, so that its variance is at most m (1 - m), where m is its mean: that of one hit or
+    miss. Wilson's interval, which takes this variance, therefore covers means of shares as well as of hits. Unlike
+    Student's it has a width where all shares are the same.
+
+    Parameters
+    ----------
+    name : str
+        Name of the finding.
+    shares : numpy.ndarray
+        One share for each feature, between 0 and 1.
+    words : str
+        Description.
+
+    Returns
+    -------
+    Finding
+        The mean; undefined where there is no share.
+
+    References
+    ----------
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American
+    Statistical Association 22, 1927.
+    """
+    count = len(shares)
+    if not count:
+        return value_finding(name, np.nan, 0, words)
+    mean, z2 = float(shares.mean()), float(stats.norm.ppf((1 + LEVEL) / 2)) ** 2
+    middle = (mean + z2 / (2 * count)) / (1 + z2 / count)
+    reach = np.sqrt(z2 * (mean * (1 - mean) / count + z2 / (4 * count**2))) / (1 + z2 / count)
+    return value_finding(name, mean, count, words, max(middle - reach, 0.0), min(middle + reach, 1.0))
 
 
 def judge_reach(findings: Mapping[str, Finding], layer: str) -> Verdict:
@@ -91,10 +132,10 @@ def most_change(findings: Mapping[str, Finding], layer: str) -> bool | None:
     bool or None
         False if most of them change nothing.
     """
-    moves = findings[f"moves:{layer}"]
-    if moves.low is None or moves.high is None or moves.count < 2:
+    found = findings[f"most:{layer}"]
+    if found.low is None or found.high is None:
         return None
-    return True if moves.low > MOST else False if moves.high <= MOST else None
+    return True if found.low > MOST else False if found.high <= MOST else None
 
 
 def judge_layer(findings: Mapping[str, Finding], layer: str) -> Verdict:
@@ -148,14 +189,14 @@ def judge(findings: Mapping[str, Finding], layers: Sequence[str], seeds: int) ->
         mean = _format(findings[f"outside:{layer}"], ".0%")
         return f"{mean} in {layer} (n = {count} of {drawn} features, {_plural(seeds, 'seed')})"
 
-    counts = " and ".join(str(findings[f"beyond:{layer}"].count) for layer in layers)
+    counts = " and ".join(_plural(findings[f"beyond:{layer}"].count, "feature") for layer in layers)
     return verdict, (
         "Of the change by one more neuron that changes anything, "
         f"{' and '.join(share(layer) for layer in layers)} are outside its receptive field. "
         f"{still_phrase(findings, layers)}Without ReLUs and maxima the share is {of('outside linear', '.0e')}. "
         "Half of the share between two seeds, subtracted from the share, leaves "
         f"{of('excess', '+.0%')}. {layers_phrase(findings, layers)}Of the change, {of('beyond', '.0%')} are outside "
-        f"the pixels that the neuron changes alone (n = {counts} features). Outside its field the image changes by "
+        f"the pixels that the neuron changes alone (n = {counts}). Outside its field the image changes by "
         f"{of('elsewhere', '.0%')} of what it was."
         f"{''.join(limits_of(findings, layer) for layer in layers)}{named_phrase(findings)}"
     )
@@ -183,17 +224,19 @@ def still_phrase(findings: Mapping[str, Finding], layers: Sequence[str]) -> str:
     word = CLAIM_WORDS[True if all(most) else False if False in most else None]
     counts, still = [], []
     for layer in measured:
-        moved, moves = findings[f"moved:{layer}"], findings[f"moves:{layer}"]
+        moved, share = findings[f"moved:{layer}"], findings[f"most:{layer}"]
+        case = " (an added neuron and a seed)" * (not counts)
         counts.append(
-            f"{moved.value:.0f} of {moved.count} in {layer} ({_format(moves, '.0%')}, n = "
-            f"{_plural(moves.count, 'feature')})"
+            f"of {_plural(moved.count, 'case')}{case} in {layer}, {moved.value:.0f} changed the image "
+            f"({_format(share, '.0%')}, n = {_plural(share.count, 'feature')})"
         )
-        still.append(f"{1 - (moved.value or 0) / moved.count:.0%}")
-    return (
-        f"That most added neurons change anything {word}: with each seed counted, {' and '.join(counts)} do. The other "
-        f"{' and '.join(still)} of the added neurons changed nothing at all, since they have no gradient. They are not "
+        if (moved.value or 0) < moved.count:
+            still.append(f"{1 - (moved.value or 0) / moved.count:.0%} of the cases in {layer}")
+    none = (
+        f"In {' and '.join(still)} nothing changed at all, since the added neuron has no gradient. These cases are not "
         "in the shares given here, although the claim is of each neuron. "
     )
+    return f"That most added neurons change anything {word}: {', and '.join(counts)}. {none * bool(still)}"
 
 
 def layers_phrase(findings: Mapping[str, Finding], layers: Sequence[str]) -> str:
@@ -297,10 +340,7 @@ def limits_of(findings: Mapping[str, Finding], layer: str) -> str:
 
 
 def _format(finding: Finding, form: str) -> str:
-    """Format a finding for a sentence.
-
-    With its interval if it is of several features and not a power of ten.
-    """
+    """Format a finding for a sentence, with its interval if it is of several features and not a power of ten."""
     return (
         format_value(finding.value, form) if finding.count < 2 or form.endswith("e") else format_interval(finding, form)
     )

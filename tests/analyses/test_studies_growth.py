@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import optimize, stats
 from torch import nn
 
 from analyses import neuron_growth
@@ -36,7 +37,7 @@ def test_in_a_linear_network_one_more_neuron_changes_only_its_own_field(tmp_path
         assert value_of(outcome, f"elsewhere:{layer}") < 1e-4
         # another seed changes everything... by its rounding alone; with one seed asked for, a second is made for that
         assert value_of(outcome, f"outside seeds:{layer}") > 0.3
-        assert value_of(outcome, f"moves:{layer}") == 1
+        assert value_of(outcome, f"most:{layer}") == 1
     own = outcome.rows[outcome.rows["measure"] == "beyond its own pixels"]["value"]
     assert own.max() < 0.05 + 1e-6  # what it changes with the others is what it changes alone
     assert outcome.verdict == "does not hold"
@@ -163,10 +164,9 @@ def test_the_floor_of_two_seeds_is_paired_by_feature_in_each_layer() -> None:
 @pytest.mark.parametrize(
     ("moved", "said", "verdict"),
     [
-        # mean 0.9, standard error 0.1, Student's factor of four degrees of freedom 2.776: from 0.62
-        ((1, 1, 1, 1, 0.5), "holds", "holds"),
-        ((1, 1, 1, 1, 0.0), "is not decided", "holds in part"),  # 0.8 - 2.776 x 0.2 = 0.24
-        ((0.1, 0, 0.1, 0, 0.1), "does not hold", "holds in part"),  # to 0.06 + 2.776 x 0.0245 = 0.13
+        ((1, 1, 1, 1, 1), "holds", "holds"),  # Wilson of 5 of 5: from 5 / (5 + 1.96 x 1.96) = 0.57
+        ((1, 1, 1, 1, 0.0), "is not decided", "holds in part"),  # of 4 of 5: from 0.38
+        ((0.1, 0, 0.1, 0, 0.1), "does not hold", "holds in part"),  # of 0.3 of 5: to 0.48
     ],
 )
 def test_the_claim_is_of_each_neuron_and_not_only_of_those_that_change_anything(
@@ -176,8 +176,53 @@ def test_the_claim_is_of_each_neuron_and_not_only_of_those_that_change_anything(
     assert found == verdict and f"That most added neurons change anything {said}:" in conclusion
     hits = sum(v > 0 for v in moved)
     assert (held["moved:a"].value, held["moved:a"].count) == (hits, 5)
-    assert f"each seed counted, {hits} of 5 in a (" in conclusion and f"{1 - hits / 5:.0%} of the added" in conclusion
+    assert f": of 5 cases (an added neuron and a seed) in a, {hits} changed the image (" in conclusion
+    still = f"In {1 - hits / 5:.0%} of the cases in a nothing changed at all, since the added neuron has no gradient."
+    assert (still in conclusion) is (hits < 5) and ("not in the shares given here" in conclusion) is (hits < 5)
     assert judged(grown("a", 0.0, moved))[1] == "does not hold"
+
+
+@pytest.mark.parametrize(
+    "shares", [(1.0,) * 2, (1.0,) * 3, (1.0,) * 4, (0.0,) * 2, (0.0,) * 4, (0.5, 0.75, 1.0, 1.0), (0.3, 0.1)]
+)
+def test_the_share_of_neurons_that_change_anything_has_wilsons_interval(shares: tuple[float, ...]) -> None:
+    """Its ends are the means m at which the mean found is 1.96 standard errors, of m (1 - m), away."""
+    found = growth_verdict.mean_share_finding("most:a", np.array(shares), "")
+    mean, n, z = sum(shares) / len(shares), len(shares), stats.norm.ppf(0.975)
+
+    def excess(m: float) -> float:
+        return (mean - m) ** 2 - z**2 * m * (1 - m) / n
+
+    low = optimize.brentq(excess, -1e-12, mean) if mean else 0.0
+    high = optimize.brentq(excess, mean, 1 + 1e-12) if mean < 1 else 1.0
+    if mean in (0, 1):  # the other root is at the mean itself
+        low, high = (n / (n + z**2), 1.0) if mean else (0.0, z**2 / (n + z**2))
+    assert (found.value, found.low, found.high, found.count) == pytest.approx((mean, low, high, n), abs=1e-9)
+    if float(sum(shares)).is_integer():
+        hits = stats.binomtest(int(sum(shares)), n).proportion_ci(0.95, "wilson")
+        assert (found.low, found.high) == pytest.approx((hits.low, hits.high))
+    decided = {(1.0, 4): True, (0.0, 4): False}.get((mean, n))
+    assert growth_verdict.most_change({"most:a": found}, "a") is decided
+
+
+def test_only_layers_in_which_neurons_change_nothing_are_said_to_have_such() -> None:
+    def said(*moved: tuple[float, ...]) -> str:
+        names = "abc"[: len(moved)]
+        held = judged(*(grown(layer, 0.55, one) for layer, one in zip(names, moved, strict=True)))[0]
+        return growth_verdict.still_phrase(held, names)
+
+    every, none = (1, 1, 1, 1, 1), (0, 0, 0, 0, 0)
+    assert said(every) == (
+        "That most added neurons change anything holds: of 5 cases (an added neuron and a seed) in a, 5 changed the "
+        "image (100% [57%, 100%], n = 5 features). "
+    )
+    assert said(every, none, every).endswith(
+        ", and of 5 cases in b, 0 changed the image (0% [0%, 43%], n = 5 features), and of 5 cases in c, 5 changed the "
+        "image (100% [57%, 100%], n = 5 features). In 100% of the cases in b nothing changed at all, since the added "
+        "neuron has no gradient. These cases are not in the shares given here, although the claim is of each neuron. "
+    )
+    beyond = grown("a", 0.55).tail(1).assign(measure="beyond its own pixels", value=0.5)
+    assert "changes alone (n = 1 feature). Outside" in judged(pd.concat([grown("a", 0.55), beyond]))[2]
 
 
 def test_neurons_that_change_nothing_refute_what_is_otherwise_open() -> None:
@@ -233,7 +278,7 @@ def test_the_verdict_on_growth_follows_its_rules(outside: tuple, linear: float, 
         return Finding("", low, low, high, 0 if low is None else 8, "")
 
     held = {"outside:a": finding(*outside), "outside linear:a": finding(0, linear), "excess:a": finding(*excess)}
-    assert growth_verdict.judge_layer(held | {"moves:a": finding(0.6, 1.0)}, "a") == verdict
+    assert growth_verdict.judge_layer(held | {"most:a": finding(0.6, 1.0)}, "a") == verdict
 
 
 def test_growth_is_restated_from_stored_rows_without_the_counts(tmp_path: Path) -> None:
@@ -246,7 +291,7 @@ def test_growth_is_restated_from_stored_rows_without_the_counts(tmp_path: Path) 
     assert neuron_growth.restate(StoredResult.read(path)) == (outcome.verdict, outcome.conclusion)
     assert "relu:1 has no value: it has no gradient on noise." in outcome.conclusion
     record = json.loads(path.read_text(encoding="utf-8"))
-    record["findings"] = [f for f in record["findings"] if not f["name"].startswith(("moved", "area of"))]
+    record["findings"] = [f for f in record["findings"] if not f["name"].startswith(("moved", "most:", "area of"))]
     path.write_text(json.dumps(record), encoding="utf-8")
     assert neuron_growth.restate(StoredResult.read(path)) == (outcome.verdict, outcome.conclusion)
 
