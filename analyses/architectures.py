@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 import featmap
 from analyses.formulas import coherence
 from analyses.support.findings import (
-    CLAIM_WORDS,
     Finding,
     format_interval,
     format_value,
@@ -32,14 +31,12 @@ from analyses.support.network_means import (
     UNKNOWN_SIZE,
     Mean,
     Means,
-    compare_modules,
-    compare_phrase,
     describe_images,
     describe_networks,
-    format_means,
     mean_and_error,
     mean_difference,
 )
+from analyses.support.network_verdict import GOOGLENET, INCEPTION, RESNET, P, Part, judge_parts
 from analyses.support.records import read_stored
 from analyses.support.settings import changed_recipe
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
@@ -54,10 +51,8 @@ from featmap.validation.image_inputs import class_layer
 
 REFERENCE_IMAGES, PERMUTATIONS = 64, 4
 """1/f images that responses are compared with, and permutations of an image's pixels."""
-HEADLINE, P = "beyond", 0.05
-"""Measure that networks are compared by, and the level of the test."""
-GOOGLENET, INCEPTION, RESNET = "googlenet", "inception_v3", "resnet50"
-NAMES = ("GoogLeNet", "InceptionV3")
+HEADLINE = "beyond"
+"""Measure that networks are compared by."""
 COMPARES = True
 """The verdict is about several networks, and may change when another one is measured."""
 
@@ -73,15 +68,18 @@ STUDY = Study(
     "responses, the similarity of two positions of an image, and the number of classes the network sees; layer by "
     "layer. The fewer features are excited, the more coherent is an image. The images are those of the stated number "
     "of steps, without octaves unless --full is given",
-    rule=f"the claim holds if GoogLeNet's share minus chance is below InceptionV3's (p < {P}, Welch) both in the last "
-    f"module and in the one before, and ResNet's is in neither of them below GoogLeNet's or above InceptionV3's "
-    f"(p < {P}); it holds in part where ResNet's is, or is not measured, or if GoogLeNet's is below in one of the "
-    f"modules alone (p < {P / 2}); otherwise it does not hold if GoogLeNet's is above in one of them (p < {P / 2}), "
-    "and is not decided if it is not, or until both networks are measured, both in full or both not, of these layers, "
-    "with their published weights. Networks other than these three are shown beside them, and do not count. The second "
-    "part is not in the verdict: it holds on a network, measured in these layers with published weights, if the "
-    "interval (Welch) of the last module's share minus chance, less that of the module before, is above 0; it does not "
-    "hold if it is below 0, and is not decided otherwise",
+    rule="two parts are judged. That GoogLeNet's images are more coherent than InceptionV3's holds if GoogLeNet's "
+    f"share minus chance is below InceptionV3's (p < {P}, Welch) both in the last module and in the one before, and "
+    f"holds in part if it is below in one of them alone (p < {P / 2}); otherwise it does not hold if GoogLeNet's is "
+    f"above in one of them (p < {P / 2}), and is not decided if it is not, or until both networks are measured, both "
+    "in full or both not, of these layers, with their published weights. That ResNet behaves like both is decided "
+    "where the first part holds: it does not hold if ResNet's share is in one of the modules below GoogLeNet's or "
+    f"above InceptionV3's (p < {P}), and holds otherwise. The claim holds if both parts hold, and holds in part if the "
+    "first does alone; otherwise the verdict is that on the first part. Networks other than these three are shown "
+    "beside them, and do not count. What is claimed of each network by itself is not in the verdict: it is so on a "
+    "network, measured in the layers listed for it here with published weights, if the interval (Welch) of the last "
+    "module's share minus chance, less that of the module before, is above 0; it is not if it is below 0, and is not "
+    "decided otherwise",
     full="the article's octaves, 299 to 380 pixels and 300 steps (the recipe `article-normalised`)",
     layers={
         "reference": ("inception5a", "inception5b"),
@@ -275,43 +273,18 @@ def collect_means(results: Path, full: bool, model: str, own: dict[str, Mean]) -
     return {name: headlines for name, headlines in means.items() if headlines}
 
 
-def judge(means: Means, random: str | None = None) -> tuple[Verdict, str]:
-    """Judge the claim and say why; `random` names a network whose weights are random.
+def judge(means: Means, random: str | None = None) -> tuple[Verdict, Part, Part]:
+    """Judge the claim and its two parts; `random` names a network whose weights are random.
 
     Networks of which other layers were measured than the claim's are named, and decide nothing.
     """
     published = {m: v for m, v in means.items() if m != random}
-    counted = {m: v for m, v in published.items() if of_claim(m, v)}
-    missing = [m for m in (GOOGLENET, INCEPTION) if m not in counted]
-    if missing:
-        why = "; ".join(describe_missing(m, published) for m in missing)
-        if GOOGLENET in published and INCEPTION in published:
-            why += f". In the layers measured, {compare_phrase(published[GOOGLENET], published[INCEPTION], NAMES)}"
-        return "not decided", why
-    google, inception = counted[GOOGLENET], counted[INCEPTION]
-    p, text = compare_modules(google, inception), compare_phrase(google, inception, NAMES)
-    if not all(0 < x < P for x in p):
-        part = any(0 < x < P / len(p) for x in p)
-        against = any(-P / len(p) < x < 0 for x in p)
-        return ("holds in part" if part else "does not hold" if against else "not decided"), text
-    if RESNET not in counted:
-        return "holds in part", f"{text}; ResNet not measured"
-    third = counted[RESNET]
-    outside = any(0 < x < P for x in (*compare_modules(third, google), *compare_modules(inception, third)))
-    where = "outside the range of the two" if outside else "not outside the range of the two"
-    return ("holds in part" if outside else "holds"), f"{text}; ResNet's, {format_means(third)}, is {where}"
+    return judge_parts({m: v for m, v in published.items() if of_claim(m, v)}, published)
 
 
 def of_claim(model: str, means: dict[str, Mean]) -> bool:
-    """Check whether a network was measured in the layers that the claim is about, where it names some."""
-    return list(means) == list(STUDY.layers.get(model, means))
-
-
-def describe_missing(model: str, published: Means) -> str:
-    """Say why a network decides nothing: it was not measured, or in other layers than the claim's."""
-    if model not in published:
-        return f"{model} was not measured with published weights"
-    return f"{model} was measured in {' and '.join(published[model])}, which are not the claim's layers"
+    """Check whether the layers are those that the study lists for a network."""
+    return model in STUDY.layers and list(means) == list(STUDY.layers[model])
 
 
 def stored_images(results: Path, full: bool) -> dict[str, str]:
@@ -324,17 +297,25 @@ def stored_images(results: Path, full: bool) -> dict[str, str]:
 
 
 def final_phrase(model: str, own: dict[str, Mean], random: bool) -> str:
-    """Say whether a network's final images are less coherent than those of the layer before, as the article says."""
+    """Compare a network's final images with those of the layer before.
+
+    The article says that they are less coherent. This is not in the verdict, and not written as a part of the claim,
+    which the page would count.
+    """
     if len(own) < 2:
         return ""
     (before, first), (last, second) = list(own.items())[-2:]
     gap = mean_difference(second, first)
-    counts = of_claim(model, own) and not random
-    holds = True if gap.low > 0 else False if gap.high < 0 else None
-    why = "" if counts else "the weights are random; " if random else "these are not the network's final layers; "
+    known, these = of_claim(model, own) and not random, "than those of the layer before"
+    why = "" if known else "its weights are random; " if random else "these are not the layers listed for it; "
+    if known and gap.low > 0:
+        found = f"the final images of this network are less coherent {these}"
+    elif known and gap.high < 0:
+        found = f"the final images of this network are more coherent {these}, and not less"
+    else:
+        found = f"it is not decided whether the final images of this network are less coherent {these}"
     return (
-        f" That a network's final images are less coherent than those of the layer before "
-        f"{CLAIM_WORDS[holds if counts else None]}: {why}the share above chance in {last} minus that in {before} is "
+        f" Outside the verdict, {found}: {why}the share above chance in {last} minus that in {before} is "
         f"{format_interval(gap, '+.3g')} (n = {second.count} and {first.count} features)."
     )
 
@@ -382,13 +363,12 @@ def conclude(shown: Shown, by: Mapping[str, Finding]) -> tuple[Verdict, str]:
             f"{value(f'{layer}:permuted')} with its pixels permuted (chance): {format_interval(headline, '+.3g')} "
             f"above chance. The null image excites {value(f'{layer}:excited_null')}."
         )
-    verdict, why = judge(shown.means, shown.model if shown.random else None)
-    word = "is not decided" if verdict == "not decided" else verdict
+    verdict, first, second = judge(shown.means, shown.model if shown.random else None)
     return verdict, (
         "The fewer features an image excites beyond chance, the more coherent it is taken to be (images of "
         f"{shown.images.get(shown.model, UNKNOWN_SIZE)}).{''.join(shares)} Share above chance by network, in the "
-        f"layers named: {describe_networks(shown.means, shown.images)}. That GoogLeNet's images are more "
-        f"coherent than InceptionV3's {word}: {why}."
+        f"layers named: {describe_networks(shown.means, shown.images)}. That GoogLeNet's images are more coherent than "
+        f"InceptionV3's {first.verb}: {first.why}. That ResNet behaves like both {second.verb}: {second.why}."
         f"{final_phrase(shown.model, shown.means.get(shown.model, {}), shown.random)}"
     )
 

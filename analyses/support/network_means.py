@@ -59,8 +59,32 @@ def mean_and_error(finding: Finding | dict[str, Any]) -> Mean | None:
     return Mean(float(record["value"]), error, int(record["count"]))
 
 
-def signed_p(one: Mean, two: Mean) -> float:
-    """Compute Welch's two-sided p of two means.
+@dataclass(frozen=True)
+class Comparison:
+    """Two means compared.
+
+    Parameters
+    ----------
+    direction : int
+        -1 if the first mean is below the second, 1 if it is above, 0 if they are equal.
+    p : float
+        Welch's two-sided p.
+    """
+
+    direction: int
+    p: float
+
+    def below(self, level: float) -> bool:
+        """Check whether the first mean is below the second, with p under a level."""
+        return self.direction < 0 and self.p < level
+
+    def above(self, level: float) -> bool:
+        """Check whether the first mean is above the second, with p under a level."""
+        return self.direction > 0 and self.p < level
+
+
+def compare_means(one: Mean, two: Mean) -> Comparison:
+    """Compare two means by Welch's test.
 
     Parameters
     ----------
@@ -69,16 +93,15 @@ def signed_p(one: Mean, two: Mean) -> float:
 
     Returns
     -------
-    float
-        p, negative unless the first mean is below the second.
+    Comparison
+        Where neither mean has an error, p is 0 if they differ and 1 if they do not, as for `mean_difference`.
     """
+    direction = int(np.sign(one.value - two.value))
+    if not direction or one.error == two.error == 0:
+        return Comparison(direction, 0.0 if direction else 1.0)
     spread = [m.error * np.sqrt(m.count) for m in (one, two)]
-    p = float(
-        stats.ttest_ind_from_stats(
-            one.value, spread[0], one.count, two.value, spread[1], two.count, equal_var=False
-        ).pvalue
-    )
-    return p if one.value < two.value else -p
+    test = stats.ttest_ind_from_stats(one.value, spread[0], one.count, two.value, spread[1], two.count, equal_var=False)
+    return Comparison(direction, float(test.pvalue))
 
 
 def mean_difference(one: Mean, two: Mean, level: float = LEVEL) -> Interval:
@@ -110,8 +133,8 @@ def mean_difference(one: Mean, two: Mean, level: float = LEVEL) -> Interval:
     return Interval(gap, gap - reach, gap + reach)
 
 
-def compare_modules(one: Mapping[str, Mean], two: Mapping[str, Mean]) -> list[float]:
-    """Compute `signed_p` of two networks' layers.
+def compare_modules(one: Mapping[str, Mean], two: Mapping[str, Mean]) -> list[Comparison]:
+    """Compare two networks layer by layer.
 
     Parameters
     ----------
@@ -120,10 +143,10 @@ def compare_modules(one: Mapping[str, Mean], two: Mapping[str, Mean]) -> list[fl
 
     Returns
     -------
-    list of float
-        p of the last with the last, and so on.
+    list of Comparison
+        The last layer of the first network with the last of the second, and so on.
     """
-    return [signed_p(a, b) for a, b in zip(reversed(one.values()), reversed(two.values()), strict=False)]
+    return [compare_means(a, b) for a, b in zip(reversed(one.values()), reversed(two.values()), strict=False)]
 
 
 def compare_phrase(one: Mapping[str, Mean], two: Mapping[str, Mean], names: tuple[str, str]) -> str:
@@ -143,10 +166,11 @@ def compare_phrase(one: Mapping[str, Mean], two: Mapping[str, Mean], names: tupl
     """
     parts = []
     pairs = zip(reversed(one.items()), reversed(two.items()), compare_modules(one, two), strict=False)
-    for (here, a), (there, b), p in pairs:
+    words = {-1: "below", 0: "equal to", 1: "above"}
+    for (here, a), (there, b), found in pairs:
         parts.append(
-            f"{names[0]}'s share in {here}, {a.value:+.3g}, is {'below' if p > 0 else 'not below'} {names[1]}'s in "
-            f"{there}, {b.value:+.3g} (p {abs(p):.2g})"
+            f"{names[0]}'s share in {here}, {a.value:+.3g}, is {words[found.direction]} {names[1]}'s in {there}, "
+            f"{b.value:+.3g} (p {found.p:.2g})"
         )
     return ", and ".join(parts)
 

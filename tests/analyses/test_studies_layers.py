@@ -16,7 +16,7 @@ from scipy import stats
 from torch import nn
 
 from analyses import architectures, layer_maps
-from analyses.support import layer_verdict, network_means
+from analyses.support import layer_verdict, network_means, verdicts
 from analyses.support.findings import Finding, mean_finding, value_finding
 from analyses.support.network_means import Mean
 from analyses.support.palette_summary import PaletteSummary, palette_phrase
@@ -358,14 +358,40 @@ def test_welch_from_stored_intervals_is_scipys_from_values() -> None:
     means = [network_means.mean_and_error(mean_finding("excited", v, "")) for v in (one, two)]
     assert None not in means
     expected = stats.ttest_ind(one, two, equal_var=False).pvalue
-    assert network_means.signed_p(*means) == pytest.approx(expected)  # type: ignore[arg-type]
-    assert network_means.signed_p(means[1], means[0]) == pytest.approx(-expected)  # type: ignore[arg-type]
+    found, back = network_means.compare_means(*means), network_means.compare_means(*means[::-1])  # type: ignore[arg-type]
+    assert (found.direction, back.direction) == (-1, 1) and found.p == back.p == pytest.approx(expected)
     assert network_means.mean_and_error(value_finding("excited", 0.2, 16, "")) is None
     ends = stats.ttest_ind(one, two, equal_var=False).confidence_interval(0.95)
     gap = network_means.mean_difference(*means)  # type: ignore[arg-type]
     assert (gap.low, gap.value, gap.high) == pytest.approx((ends.low, one.mean() - two.mean(), ends.high))
     same = network_means.mean_difference(Mean(0.5, 0.0, 3), Mean(0.25, 0.0, 3))
     assert (same.low, same.value, same.high) == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "said"),
+    [
+        (Mean(0.1, 0.0, 8), Mean(0.3, 0.0, 8), (-1, 0.0)),  # no spread: any difference is certain
+        (Mean(0.3, 0.0, 8), Mean(0.1, 0.0, 8), (1, 0.0)),
+        (Mean(0.1, 1e-200, 500), Mean(0.3, 1e-200, 500), (-1, 0.0)),  # too small a p for a float
+        (Mean(0.1, 0.0, 8), Mean(0.1, 0.0, 8), (0, 1.0)),
+        (Mean(0.1, 0.02, 8), Mean(0.1, 0.01, 8), (0, 1.0)),
+    ],
+)
+def test_means_without_spread_keep_their_direction(one: Mean, two: Mean, said: tuple[int, float]) -> None:
+    found = network_means.compare_means(one, two)
+    assert (found.direction, found.p) == said
+    assert (found.below(0.05), found.above(0.05)) == (said[0] < 0, said[0] > 0)
+    word = {-1: "below", 0: "equal to", 1: "above"}[said[0]]
+    phrase = network_means.compare_phrase({"x": one}, {"y": two}, ("S", "T"))
+    assert phrase == f"S's share in x, {one.value:+.3g}, is {word} T's in y, {two.value:+.3g} (p {said[1]:.2g})"
+
+
+def test_networks_without_spread_are_judged_as_others_are() -> None:
+    for google, inception, expected in ((0.1, 0.3, "holds"), (0.3, 0.1, "does not hold"), (0.2, 0.2, "not decided")):
+        given = means(google, inception, 0.2)
+        exact = {k: {la: Mean(m.value, 0.0, m.count) for la, m in of.items()} for k, of in given.items()}
+        assert architectures.judge(exact)[0] == architectures.judge(given)[0] == expected
 
 
 def means(google: Any, inception: Any, resnet: Any = None) -> network_means.Means:
@@ -396,9 +422,9 @@ def test_the_verdict_over_networks(given: network_means.Means, expected: str) ->
     assert architectures.judge(given)[0] == expected
     assert architectures.judge(given, random="inception_v3")[0] == "not decided"
     other = given | {"inception_v3": {"Mixed_6e": Mean(0.3, 0.01, 16), "Mixed_7a": Mean(0.4, 0.01, 16)}}
-    verdict, why = architectures.judge(other)
-    assert verdict == "not decided"
-    assert why.startswith(
+    verdict, first, second = architectures.judge(other)
+    assert verdict == first.verdict == second.verdict == "not decided"
+    assert first.why.startswith(
         "inception_v3 was measured in Mixed_6e and Mixed_7a, which are not the claim's layers. In the layers measured, "
         "GoogLeNet's share in inception5b, "
     )
@@ -406,7 +432,44 @@ def test_the_verdict_over_networks(given: network_means.Means, expected: str) ->
 
 
 @pytest.mark.parametrize(
-    ("last", "said"), [(0.5, "holds"), (0.3, "does not hold"), (0.41, "is not decided"), (0.39, "is not decided")]
+    ("given", "first", "second", "why"),
+    [
+        (means(0.2, 0.4, 0.3), "holds", "holds", "ResNet's shares are +0.3 and +0.3 in layer4.1 and layer4.2, in nei"),
+        (means(0.2, 0.4), "holds", "not decided", "resnet50 was not measured with published weights"),
+        (means(0.2, 0.4, (0.1, 0.5)), "holds", "does not hold", "clearly below GoogLeNet's and above InceptionV3's"),
+        (means(0.2, 0.4, (0.3, 0.5)), "holds", "does not hold", "layer4.2, clearly above InceptionV3's in at least"),
+        (means((0.2, 0.4), (0.4, 0.2), 0.3), "holds in part", "not decided", "the two others are not the ends of"),
+        (means(0.4, 0.2, 0.3), "does not hold", "not decided", "the two others are not the ends of"),
+        (means(0.2, None, 0.3), "not decided", "not decided", "the two others are not the ends of"),
+    ],
+)
+def test_the_two_networks_and_resnet_are_judged_apart(
+    given: network_means.Means, first: str, second: str, why: str
+) -> None:
+    """A page counts as many parts as there are, and not what is outside the verdict."""
+    _, one, two = architectures.judge(given)
+    assert (one.verdict, two.verdict) == (first, second) and why in two.why
+    findings = {
+        f"features:{n}": value_finding("", 0.1, 9, "") for n in ("excited", "permuted", "beyond", "excited_null")
+    }
+    shown = architectures.Shown("googlenet", ("features",), 1, given, {}, False)
+    text = architectures.conclude(shown, findings)[1]
+    words = {"not decided": "is not decided"}
+    assert text.count(" Outside the verdict, ") == 1
+    assert verdicts.PART.findall(text) == [
+        ("GoogLeNet's images are more coherent than InceptionV3's", words.get(first, first)),
+        ("ResNet behaves like both", words.get(second, second)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        (0.5, "the final images of this network are less coherent than those of the layer before: the"),
+        (0.3, "the final images of this network are more coherent than those of the layer before, and not less: the"),
+        (0.41, "it is not decided whether the final images of this network are less coherent than those of the layer"),
+        (0.39, "it is not decided whether the final images of this network are less coherent than those of the layer"),
+    ],
 )
 def test_final_images_are_compared_with_those_of_the_layer_before(last: float, said: str) -> None:
     """Standard errors of 0.01 in both layers: that of the difference is 0.014, its interval reaches 0.029."""
@@ -414,11 +477,14 @@ def test_final_images_are_compared_with_those_of_the_layer_before(last: float, s
     text = architectures.final_phrase("googlenet", own, False)
     reach = stats.t.ppf(0.975, 30) * np.sqrt(2) * 0.01
     ends = f"{last - 0.4:+.3g} [{last - 0.4 - reach:+.3g}, {last - 0.4 + reach:+.3g}]"
-    assert text.startswith(f" That a network's final images are less coherent than those of the layer before {said}: ")
+    assert text.startswith(f" Outside the verdict, {said}")
     assert f"in inception5b minus that in inception5a is {ends} (n = 16 and 16 features)." in text
-    other = architectures.final_phrase("inception_v3", own, False)
-    assert "before is not decided: these are not the network's final layers; the share" in other
-    assert "before is not decided: the weights are random; " in architectures.final_phrase("googlenet", own, True)
+    early = {"early1": own["inception5a"], "early2": own["inception5b"]}
+    for model, means_of in (("inception_v3", own), ("googlenet", early), ("own", early), ("own", own)):
+        other = architectures.final_phrase(model, means_of, False)
+        assert other.startswith(" Outside the verdict, it is not decided whether the final")
+        assert "layer before: these are not the layers listed for it; the share" in other
+    assert "layer before: its weights are random; " in architectures.final_phrase("googlenet", own, True)
     assert architectures.final_phrase("googlenet", {"inception5b": own["inception5b"]}, False) == ""
 
 
@@ -432,7 +498,7 @@ def test_networks_are_compared_in_one_order_with_their_images() -> None:
     pair = network_means.compare_phrase(
         given["squeezenet"], {"y": Mean(0.5, 0.01, 9), "z": Mean(-0.5, 0.01, 9)}, ("S", "T")
     )
-    assert pair.startswith("S's share in b, -0.125, is not below T's in z, -0.5 (p 0.0")
+    assert pair.startswith("S's share in b, -0.125, is above T's in z, -0.5 (p 0.0")
     assert ", and S's share in a, +0.25, is below T's in y, +0.5 (p 0.0" in pair
 
 
