@@ -36,8 +36,6 @@ SMALL, LARGER = 64, 96
 NUMBER_FORMAT = "z.3f"
 """Format of numbers; what is rounded to zero has no sign."""
 LAYERS = ("inception3a", "inception4a")
-USUAL_BRANCHES = 4
-"""Branches of an Inception module, the architecture that the article describes."""
 OURS = True
 """The study asks a question of ours; the article makes no such claim."""
 
@@ -49,12 +47,13 @@ STUDY = Study(
     measured="agreement (adjusted Rand index, ARI) of the consensus clusters of S with the branches, compared with "
     f"{partitions.PERMUTATIONS:,} permutations of the branches, and S within a branch minus S across branches, "
     f"bootstrapped over features; all features of a layer of up to {WHOLE_LAYER}, {SHARE} x --features of each branch "
-    f"of a larger one; {SMALL} pixels ({LARGER} for networks of larger input)",
+    f"of a larger one; {SMALL} pixels ({LARGER} for networks of larger input). Beside the ARI stands the one that "
+    "clusters of the same sizes would reach if they were put into the branches whole as far as they fit",
     rule=f"the hypothesis holds if in every layer the ARI is above chance (p < {P}) and the lower end of its interval "
     f"is above {NOTICEABLE}; it holds in part if in any layer the ARI is above chance and that end is above 0; it does "
-    "not hold if neither the ARI nor the difference of S is above chance in any layer; otherwise, and where no layer "
-    "can be tested, it is not decided. Layers without branches, or with live features in fewer than two of them, are "
-    "not tested",
+    "not hold if neither the ARI nor the difference of S is above chance in any layer; otherwise, and where a test is "
+    "undefined or no layer can be tested, it is not decided. Layers without branches, or with live features in fewer "
+    "than two of them, are not tested",
     takes_units=False,
     full="all features of both layers, at 299 to 380 pixels and 300 steps (the recipe `article-normalised`)",
     layers={
@@ -77,14 +76,15 @@ class LayerTests:
         Name of the layer.
     rand, contrast : PermutationTest
         Adjusted Rand index of clusters and branches; mean S within minus across branches.
-    sizes : tuple of int
-        Number of live features of each branch that has any.
+    clusters, branches : numpy.ndarray
+        Cluster and branch of each live feature.
     """
 
     layer: str
     rand: PermutationTest
     contrast: PermutationTest
-    sizes: tuple[int, ...]
+    clusters: np.ndarray
+    branches: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +93,10 @@ class LayerBranches(LayerTests):
 
     Parameters
     ----------
-    layer, rand, contrast, sizes
+    layer, rand, contrast, clusters, branches
         See `LayerTests`.
     map : SimilarityMap
         Map of its features.
-    branches : numpy.ndarray
-        Branch of each live feature.
     own, chance : numpy.ndarray
         Whether the most similar feature of each feature is in its own branch, and the chance of that.
     seeds : list of (float, float)
@@ -106,7 +104,6 @@ class LayerBranches(LayerTests):
     """
 
     map: SimilarityMap
-    branches: np.ndarray
     own: np.ndarray
     chance: np.ndarray
     seeds: list[tuple[float, float]]
@@ -181,9 +178,9 @@ def compare_with_branches(context: Context, layer: Layer) -> LayerBranches | Non
         layer.name,
         partitions.rand_index_test(labels, branches),
         partitions.contrast_test(values, branches),
-        branch_sizes(branches),
-        result,
+        labels,
         branches,
+        result,
         own,
         chance,
         agreement_by_seed(result, names, branches),
@@ -236,13 +233,41 @@ def judge(layers: Sequence[LayerTests]) -> Verdict:
         return "holds"
     if any(low > 0 for low in ends):
         return "holds in part"
-    above = any(min(one.rand.p, one.contrast.p) < P for one in layers)
-    return "not decided" if above else "does not hold"
+    p = np.array([(one.rand.p, one.contrast.p) for one in layers])
+    return "does not hold" if (p >= P).all() else "not decided"
 
 
-def branch_sizes(branches: Sequence[str] | np.ndarray) -> tuple[int, ...]:
-    """Count the features of each branch, the branches in the order of their first features."""
-    return tuple(Counter(map(str, branches)).values())
+def attainable_index(clusters: Sequence[object] | np.ndarray, branches: Sequence[object] | np.ndarray) -> float:
+    """Compute about how high an ARI clusters and branches of these sizes allow.
+
+    The clusters are put into the branches one by one, the largest first, each into the branch in which it leaves the
+    least room. One that fits nowhere fills the branch with the most room, and what is left of it follows as a cluster
+    of its own. The best arrangement may be slightly better. Where there are many more clusters than branches the value
+    is low, since features of one branch are then in several clusters, although the ARI is corrected for chance.
+
+    Parameters
+    ----------
+    clusters, branches : sequence
+        Labels of the D features.
+
+    Returns
+    -------
+    float
+        ARI of that arrangement, or of the given one if that is higher; NaN where the ARI is undefined.
+    """
+    rooms, parts = list(Counter(branches).values()), sorted(Counter(clusters).values())
+    packed: tuple[list[int], list[int]] = [], []  # cluster and branch of each feature of the arrangement
+    pending = [(size, number) for number, size in enumerate(parts)]
+    while pending:
+        size, number = pending.pop()
+        k = min(range(len(rooms)), key=lambda j: (rooms[j] < size, rooms[j] if rooms[j] >= size else -rooms[j]))
+        placed = min(size, rooms[k])
+        rooms[k] -= placed
+        for labels, label in zip(packed, (number, k), strict=True):
+            labels += [label] * placed
+        if size > placed:
+            pending = sorted([*pending, (size - placed, number)])
+    return float(np.fmax(partitions.rand_index(*packed)[0], partitions.rand_index(clusters, branches)[0]))
 
 
 def write_conclusion(layers: Sequence[LayerTests], requested: Sequence[str], seeds: int) -> str:
@@ -251,21 +276,43 @@ def write_conclusion(layers: Sequence[LayerTests], requested: Sequence[str], see
         return f"Undefined: no branches in {' and '.join(requested)}, or live features in fewer than 2 of them."
     sentences = []
     for one in layers:
-        ari, contrast = (format_interval(test.statistic, NUMBER_FORMAT) for test in (one.rand, one.contrast))
         sentences.append(
-            f"In {one.layer}, clusters and branches agree by an ARI of {ari} (n = {sum(one.sizes)} features of "
-            f"{len(one.sizes)} branches, {seeds} seed{'s' * (seeds != 1)}; chance {one.rand.chance:{NUMBER_FORMAT}}, "
-            f"p {one.rand.p:.2g}), {describe_agreement(one)}. S within a branch is {contrast} above S across branches "
+            f"In {one.layer}, clusters and branches agree by an ARI of {_format(one.rand)} (n = {len(one.branches)} "
+            f"features of {len(set(one.branches))} branches, {seeds} seed{'s' * (seeds != 1)}; chance "
+            f"{one.rand.chance:{NUMBER_FORMAT}}, p {one.rand.p:.2g}), {describe_agreement(one)}."
+            f"{describe_attainable(one)} S within a branch is {_format(one.contrast)} above S across branches "
             f"(p {one.contrast.p:.2g})."
         )
-    return f"{' '.join(sentences)}{describe_few_branches(layers)}"
+    return " ".join(sentences)
+
+
+def describe_attainable(one: LayerTests) -> str:
+    """Say about how high the ARI could be; "" where it is undefined."""
+    index = attainable_index(one.clusters, one.branches)
+    if not np.isfinite(index):
+        return ""
+    return (
+        f" The {len(set(one.clusters))} clusters would reach about {index:{NUMBER_FORMAT}} if they followed the "
+        f"{len(set(one.branches))} branches as closely as their sizes allow."
+    )
+
+
+def _format(test: PermutationTest) -> str:
+    """Format a statistic for a sentence, with its interval where it has one."""
+    found = test.statistic
+    ends = np.isfinite([found.low, found.high]).all()
+    return format_interval(found, NUMBER_FORMAT) if ends else f"{found.value:{NUMBER_FORMAT}} (no interval)"
 
 
 def describe_agreement(one: LayerTests) -> str:
     """Say what the rule finds in one layer."""
     low = one.rand.statistic.low
-    if not one.rand.p < P:
+    if not np.isfinite(one.rand.p):
+        return "which is undefined"
+    if one.rand.p >= P:
         return "which is not above chance"
+    if not np.isfinite(low):
+        return "which is above chance, but has no interval"
     if low > NOTICEABLE:
         return f"which is above chance and above {NOTICEABLE}"
     if low > 0:
@@ -273,35 +320,17 @@ def describe_agreement(one: LayerTests) -> str:
     return "which is above chance, but whose interval includes 0"
 
 
-def describe_few_branches(layers: Sequence[LayerTests]) -> str:
-    """Say where modules have fewer branches than an Inception module, which may be why networks differ."""
-    few = [one for one in layers if len(one.sizes) < USUAL_BRANCHES]
-    if not few:
-        return ""
-    counts = " and ".join(dict.fromkeys(str(len(one.sizes)) for one in few))
-    return (
-        f" In {' and '.join(one.layer for one in few)} the features are of {counts} branches only, where an Inception "
-        f"module has {USUAL_BRANCHES}, and {' and '.join(f'{chance_of_one_branch(one.sizes):.0%}' for one in few)} of "
-        "all pairs are of one branch, whatever the network has learned. This may be why the verdict differs from that "
-        "for other networks."
-    )
-
-
-def chance_of_one_branch(sizes: Sequence[int]) -> float:
-    """Compute the share of pairs of different features that are of the same branch."""
-    count = sum(sizes)
-    return sum(n * (n - 1) for n in sizes) / (count * (count - 1))
-
-
 def restate(stored: StoredResult) -> tuple[Verdict, str]:
     """Write verdict and conclusion from the stored result."""
     layers = [la for la in stored.settings["layers"] if f"{la}:ari" in stored.findings]
+    rows = {la: stored.rows[stored.rows["layer"] == la] for la in layers}
     tests = [
         LayerTests(
             la,
             _stored_test(stored, f"{la}:ari"),
             _stored_test(stored, f"{la}:contrast"),
-            branch_sizes(stored.rows.loc[stored.rows["layer"] == la, "branch"].tolist()),
+            rows[la]["cluster"].to_numpy(),
+            rows[la]["branch"].to_numpy(dtype=object),
         )
         for la in layers
     ]
@@ -332,7 +361,7 @@ def feature_rows(one: LayerBranches) -> pd.DataFrame:
             "layer": one.layer,
             "feature": names,
             "branch": one.branches,
-            "cluster": one.map.clusters.communities.labels.reindex(names).to_numpy(),
+            "cluster": one.clusters,
             "nearest": [names[k] for k in nearest],
             "nearest_branch": one.branches[nearest],
             "S_within": mean(defined & same),
@@ -370,8 +399,7 @@ def _short_names(branches: np.ndarray) -> dict[str, str]:
 
 def _draw_composition(axes: Axes, one: LayerBranches) -> None:
     """Draw how many features of each branch are in each cluster."""
-    names = [str(n) for n in one.map.clusters.similarity.columns]
-    clusters = one.map.clusters.communities.labels.reindex(names).to_numpy()
+    clusters = one.clusters
     bottom = np.zeros(clusters.max() + 1)
     for k, (branch, short) in enumerate(_short_names(one.branches).items()):
         count = np.bincount(clusters[one.branches == branch], minlength=len(bottom)).astype(float)

@@ -21,6 +21,8 @@ OPTIONS = {
 """Options that name each network, with the weights that torchvision publishes."""
 NOT_MEASURED, OUR_QUESTION = "not measured", " (our question)"
 REASONS = {
+    "branches": "The fewer branches a module has for its clusters, the lower is the ARI even of clusters that each lie "
+    "within one branch, as with two branches and a dozen clusters; each conclusion says how high it could be.",
     "coactivation": "What differs is how high the named feature's runner-up ends, which depends on the scales of both "
     "features; whether runners-up respond to their targets' images is tested apart from that, see below.",
     "natural_start": "Where only a 1/f image was tried, it holds in part at most; with a photograph it can hold.",

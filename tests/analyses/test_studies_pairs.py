@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import permutations
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -218,12 +222,12 @@ def test_branches_that_share_both_kinds_are_not(tmp_path: Path) -> None:
     assert with_other["branch"].endswith("branch1") and outcome.rows["branch"].nunique() == 2
 
 
-def layer_of(p: float, low: float, contrast: float = 1.0, sizes: tuple[int, ...] = (6, 4, 5, 9)) -> branches.LayerTests:
-    """A layer with an ARI of 0.15 from `low` to 0.2 and these p."""
+def layer_of(p: float, low: float, contrast: float = 1.0, value: float = 0.15) -> branches.LayerTests:
+    """A layer with an ARI of `value` from `low` to 0.2 and these p; two clusters of two features, two branches."""
     given = np.array([-0.0004])
-    rand = PermutationTest(Interval(0.15, low, 0.2), p, given)
+    rand = PermutationTest(Interval(value, low, 0.2), p, given)
     beside = PermutationTest(Interval(0.02, 0.01, 0.03), contrast, given)
-    return branches.LayerTests("mixed", rand, beside, sizes)
+    return branches.LayerTests("mixed", rand, beside, np.array([1, 1, 2, 2]), np.array(list("abab"), dtype=object))
 
 
 def test_the_claim_needs_the_lower_bound_in_every_layer() -> None:
@@ -235,8 +239,9 @@ def test_the_claim_needs_the_lower_bound_in_every_layer() -> None:
     assert branches.judge([no]) == "does not hold"
     conclusion = branches.write_conclusion([across], ("mixed",), 3)
     assert conclusion == (
-        "In mixed, clusters and branches agree by an ARI of 0.150 [0.070, 0.200] (n = 24 features of 4 branches, 3 "
-        "seeds; chance 0.000, p 0.001), which is above chance, but not clearly above 0.1. S within a branch is 0.020 "
+        "In mixed, clusters and branches agree by an ARI of 0.150 [0.070, 0.200] (n = 4 features of 2 branches, 3 "
+        "seeds; chance 0.000, p 0.001), which is above chance, but not clearly above 0.1. The 2 clusters would reach "
+        "about 1.000 if they followed the 2 branches as closely as their sizes allow. S within a branch is 0.020 "
         "[0.010, 0.030] above S across branches (p 1)."
     )
     found = [branches.describe_agreement(layer) for layer in (above, below, no)]
@@ -247,19 +252,62 @@ def test_the_claim_needs_the_lower_bound_in_every_layer() -> None:
     ]
 
 
-def test_modules_of_two_branches_are_named_as_a_reason() -> None:
-    two = layer_of(0.3, -0.01, sizes=(3, 2))
-    conclusion = branches.write_conclusion([layer_of(0.001, 0.11), two], ("mixed", "mixed"), 1)
-    # of the ten pairs of five features three and one are of one branch
-    assert (
-        " In mixed the features are of 2 branches only, where an Inception module has 4, and 40% of all pairs are of "
-        "one branch, whatever" in conclusion
-    )
-    assert "n = 5 features of 2 branches, 1 seed;" in conclusion
-    labels = list("aabcbaa")
-    pairs = [a == b for k, a in enumerate(labels) for b in labels[:k]]
-    assert branches.branch_sizes(labels) == (4, 2, 1)
-    assert branches.chance_of_one_branch((4, 2, 1)) == pytest.approx(np.mean(pairs))
+def test_what_is_undefined_is_no_result() -> None:
+    """An undefined interval does not include 0, and an undefined test is not one that found nothing."""
+    without_interval = layer_of(0.001, np.nan)
+    assert branches.describe_agreement(without_interval) == "which is above chance, but has no interval"
+    assert "ARI of 0.150 (no interval) (n = " in branches.write_conclusion([without_interval], ("mixed",), 1)
+    assert branches.judge([without_interval]) == "not decided"
+    undefined = layer_of(np.nan, np.nan, value=np.nan)
+    assert branches.describe_agreement(undefined) == "which is undefined"
+    assert branches.judge([undefined]) == branches.judge([layer_of(0.3, 0.11, np.nan)]) == "not decided"
+    assert branches.judge([undefined, layer_of(0.001, 0.11)]) == "holds in part"
+    alone = replace(undefined, clusters=np.arange(4), branches=np.array(list("abcd"), dtype=object))
+    assert branches.describe_attainable(alone) == ""
+
+
+def sized(*sizes: int) -> list[int]:
+    """Labels of groups of these sizes."""
+    return [k for k, size in enumerate(sizes) for _ in range(size)]
+
+
+def pair_index(one: Sequence[object], two: Sequence[object]) -> float:
+    """The adjusted Rand index, counted pair by pair."""
+    pairs = [(one[i] == one[j], two[i] == two[j]) for i in range(len(one)) for j in range(i)]
+    both, first, second = (np.mean([f(p) for p in pairs]) for f in (all, itemgetter(0), itemgetter(1)))
+    return float((both - first * second) / ((first + second) / 2 - first * second))
+
+
+@pytest.mark.parametrize(
+    ("clusters", "parts"),
+    [
+        ((2, 2, 2, 2), (4, 4)),
+        ((3, 3), (2, 2, 2)),  # no cluster fits
+        ((4, 2, 1), (4, 3)),
+        ((5, 2), (4, 3)),  # one is cut
+        ((2, 1, 1, 1, 1, 2), (4, 4)),
+        ((3, 2, 2), (4, 3)),
+        ((6, 1), (2, 2, 3)),
+    ],
+)
+def test_the_attainable_index_is_the_best_of_all_arrangements(
+    clusters: tuple[int, ...], parts: tuple[int, ...]
+) -> None:
+    labels, groups = sized(*clusters), sized(*parts)
+    best = max(pair_index(order, groups) for order in set(permutations(labels)))
+    for seed in range(3):  # whatever the arrangement that is given
+        given = np.random.Generator(np.random.PCG64(seed)).permutation(labels).tolist()
+        assert branches.attainable_index(given, [f"b{g}" for g in groups]) == pytest.approx(best)
+
+
+def test_an_arrangement_that_is_better_than_the_packing_is_attainable() -> None:
+    """The packing puts 4 and 3 into one branch of 8 and has to cut a cluster of 2; the given arrangement cuts none."""
+    labels, groups = sized(4, 3, 3, 2, 2, 2), sized(8, 8)
+    given = [0, 0, 0, 0, 3, 3, 4, 4, 1, 1, 1, 2, 2, 2, 5, 5]  # 4 + 2 + 2 and 3 + 3 + 2
+    assert sorted(given) == labels
+    assert branches.attainable_index(given, groups) == pytest.approx(pair_index(given, groups))
+    # two branches and single features: of the pairs only those within branches are together, and none within clusters
+    assert branches.attainable_index(range(8), sized(4, 4)) == pytest.approx(0)
 
 
 def test_branches_are_restated_as_they_were_measured(tmp_path: Path) -> None:
