@@ -77,11 +77,12 @@ STUDY = Study(
     "decided if it spans 0. (The low-resolution recipe ends with the wider blur, which alone leaves fewer.) High "
     "frequencies are detail or noise, which this share cannot tell apart, so whether images are clearer is not "
     "decided. The patterns are those of plain descent if the interval of the agreement of plain descent and octaves is "
-    "above 0 and its mean is at least half of that of two seeds of plain descent, whatever activation is reached. "
+    "above 0 and its mean is at least half of that of two seeds of plain descent, whatever activation is reached; they "
+    "are not if that mean is below the half, and this is not decided if the interval is not above 0. "
     '"Without octaves" is read as plain descent: a minority shows grids if the share of first-layer features with a '
     "grid in most seeds is below a half for plain descent, and lower with octaves (not decided where it is lower with "
-    "octaves and the interval of the first share spans a half). An undefined agreement counts as not true, other "
-    "undefined parts as not decided. The claim holds if all three measured parts hold, and in part if one or two do; "
+    "octaves and the interval of the first share spans a half). An undefined part, as the agreement of one seed, is "
+    "not decided. The claim holds if all three measured parts hold, and in part if one or two do; "
     "otherwise it is not decided where a part is not decided, and does not hold where none is",
     units={"inception_v3": (FIRST_FEATURES,)},
     full="the article's sizes and steps: 299 pixels and 300 steps plain, 299 to 224 and 100 steps at low resolution, "
@@ -224,16 +225,23 @@ def _collect_findings(rows: pd.DataFrame) -> dict[str, Finding]:
 def judge_parts(findings: dict[str, Finding]) -> dict[str, bool | None]:
     """Judge the measured parts of the claim by the rule of the study.
 
-    None where a part is not decided. An undefined agreement counts as not true; other parts are not decided where they
-    are undefined, or where an interval spans its limit.
+    None where a part is not decided: where it is undefined, or an interval spans its limit.
     """
     more, across, again = more_than_lowres(findings), findings[f"{PLAIN}, {OCTAVES}"], findings[f"{PLAIN}, {PLAIN}"]
-    same = across.value is not None and again.value is not None and across.value >= again.value / 2
     return {
         "finer": None if more.low is None or more.high is None or more.low <= 0 <= more.high else more.low > 0,
-        "same": same and (across.low or 0) > 0,
+        "same": same_patterns(across, again),
         "grids": minority_with_grids(findings[f"grid {PLAIN}"], findings[f"grid {OCTAVES}"]),
     }
+
+
+def same_patterns(across: Finding, again: Finding) -> bool | None:
+    """Check whether plain descent and octaves agree at least half as much as two seeds do; None if undecided."""
+    if across.value is None or across.low is None or again.value is None:
+        return None
+    if across.value < again.value / 2:
+        return False
+    return True if across.low > 0 else None
 
 
 def more_than_lowres(findings: dict[str, Finding]) -> Finding:
@@ -263,8 +271,7 @@ def judge(findings: dict[str, Finding], rows: pd.DataFrame, layers: Sequence[str
     features, seeds = plural(more.count, "feature"), plural(rows["seed"].nunique(), "seed")
     profiles = (
         f"response profiles of a feature's two images agree by {format_value(across.value)} more than those of "
-        f"different features (n = {across.count}), which is {ceiling_share(across, again)} of what two seeds of plain "
-        f"descent reach ({format_value(again.value)})"
+        f"different features (n = {across.count}){ceiling_share(across, again)}"
     )
     reached = [format_share(findings[f"ratio {recipe}"]) for recipe in (OCTAVES, LOWRES)]
     grids = [findings[f"grid {recipe}"] for recipe in (PLAIN, OCTAVES, LOWRES)]
@@ -286,10 +293,13 @@ def judge(findings: dict[str, Finding], rows: pd.DataFrame, layers: Sequence[str
 
 
 def ceiling_share(across: Finding, again: Finding) -> str:
-    """Express the agreement of two recipes as a share of that of two seeds."""
-    if across.value is None or again.value is None or again.value <= 0:
-        return "an undefined share"
-    return f"{across.value / again.value:.0%}"
+    """Express the agreement of two recipes as a share of that of two seeds, or say why it has none."""
+    if again.value is None:
+        return "; how much two seeds of plain descent agree was not measured"
+    ceiling = f"of what two seeds of plain descent reach ({format_value(again.value)})"
+    if across.value is None or again.value <= 0:
+        return f", an undefined share {ceiling}"
+    return f", which is {across.value / again.value:.0%} {ceiling}"
 
 
 def format_share(finding: Finding) -> str:

@@ -38,9 +38,14 @@ def put(module: nn.Module, tmp_path: Path, size: int = 40, seeds: int = 2) -> Ou
     return octaves.measure(context, size, 9)
 
 
+def finding(value: float | None, low: float | None = None, high: float | None = None) -> Finding:
+    return Finding("", value, low, high, 8, "")
+
+
 def known() -> dict[str, Finding]:
-    """Findings by which no part holds: fewer high frequencies, agreements around 0, and grids in most features."""
-    held = {f"{octaves.PLAIN}, {other}": finding(0, -1, 1) for other in (octaves.PLAIN, octaves.OCTAVES)}
+    """Findings by which no part holds: fewer high frequencies, little agreement, and grids in most features."""
+    held = {f"{octaves.PLAIN}, {octaves.PLAIN}": finding(0.8, 0.7, 0.9)}
+    held |= {f"{octaves.PLAIN}, {octaves.OCTAVES}": finding(0.1, 0.05, 0.15)}
     held |= {f"high {label}": finding(0.1) for label in octaves.LABELS}
     held |= {f"ratio {label}": finding(0.5) for label in (octaves.LOWRES, octaves.OCTAVES)}
     held |= {f"grid {label}": finding(0.7, 0.6, 0.8) for label in octaves.LABELS}
@@ -119,6 +124,20 @@ def test_agreement_is_a_share_of_that_of_two_seeds_and_activation_is_told() -> N
 
 
 @pytest.mark.parametrize(
+    ("across", "again", "expected"),
+    [
+        (finding(0.5, 0.4, 0.6), finding(0.8), True),
+        (finding(0.5, -0.1, 1.1), finding(0.8), None),  # too few features
+        (finding(0.39, 0.3, 0.5), finding(0.8), False),
+        (finding(None), finding(0.8), None),
+        (finding(0.5, 0.4, 0.6), finding(None), None),  # one seed
+    ],
+)
+def test_patterns_are_compared_with_those_of_two_seeds(across: Finding, again: Finding, expected: bool | None) -> None:
+    assert octaves.same_patterns(across, again) is expected
+
+
+@pytest.mark.parametrize(
     ("periods", "expected"),
     [
         ([], ""),
@@ -192,7 +211,8 @@ def test_one_seed_and_two_features_suffice(tmp_path: Path) -> None:
     outcome = octaves.measure(context, 24, 3)
     again = next(f for f in outcome.findings if f.name == f"{octaves.PLAIN}, {octaves.PLAIN}")
     assert (again.value, again.count) == (None, 0)  # there is no other seed
-    assert "undefined" in outcome.conclusion
+    assert "That the patterns are those of plain descent is not decided" in outcome.conclusion
+    assert "; how much two seeds of plain descent agree was not measured" in outcome.conclusion
     assert np.isfinite(outcome.rows["value"].to_numpy()).all()
 
 
@@ -274,10 +294,6 @@ def test_image_correlations_are_numpys(tmp_path: Path) -> None:
     ]
     np.testing.assert_allclose(metrics.change_correlations(one, two), expected, atol=1e-6)
     assert metrics.change_correlations(sets[metrics.label_of_C(1.0)], two).shape == (1, 3)
-
-
-def finding(value: float | None, low: float | None = None, high: float | None = None) -> Finding:
-    return Finding("", value, low, high, 8, "")
 
 
 @pytest.mark.parametrize(
