@@ -10,6 +10,7 @@ from scipy import stats
 
 from analyses.support.findings import CLAIM_WORDS, LEVEL, Finding, format_interval, format_value, value_finding
 from analyses.support.study import Verdict
+from analyses.support.wording import plural
 from featmap.stats.correlation import FLOOR
 
 NETWORK, MOVED, AREA = "network", "changes something", "area outside the field"
@@ -187,9 +188,9 @@ def judge(findings: Mapping[str, Finding], layers: Sequence[str], seeds: int) ->
     def share(layer: str) -> str:
         count, drawn = (findings[f"{k}:{layer}"].count for k in ("outside", "dead"))
         mean = _format(findings[f"outside:{layer}"], ".0%")
-        return f"{mean} in {layer} (n = {count} of {drawn} features, {_plural(seeds, 'seed')})"
+        return f"{mean} in {layer} (n = {count} of {drawn} features, {plural(seeds, 'seed')})"
 
-    counts = " and ".join(_plural(findings[f"beyond:{layer}"].count, "feature") for layer in layers)
+    counts = " and ".join(plural(findings[f"beyond:{layer}"].count, "feature") for layer in layers)
     return verdict, (
         "Of the change by one more neuron that changes anything, "
         f"{' and '.join(share(layer) for layer in layers)} are outside its receptive field. "
@@ -227,8 +228,8 @@ def still_phrase(findings: Mapping[str, Finding], layers: Sequence[str]) -> str:
         moved, share = findings[f"moved:{layer}"], findings[f"most:{layer}"]
         case = " (an added neuron and a seed)" * (not counts)
         counts.append(
-            f"of {_plural(moved.count, 'case')}{case} in {layer}, {moved.value:.0f} changed the image "
-            f"({_format(share, '.0%')}, n = {_plural(share.count, 'feature')})"
+            f"of {plural(moved.count, 'case')}{case} in {layer}, {moved.value:.0f} changed the image "
+            f"({_format(share, '.0%')}, n = {plural(share.count, 'feature')})"
         )
         if (moved.value or 0) < moved.count:
             still.append(f"{1 - (moved.value or 0) / moved.count:.0%} of the cases in {layer}")
@@ -311,7 +312,7 @@ def named_phrase(findings: Mapping[str, Finding]) -> str:
             cases = "none of its" if not moved.value else f"{moved.value:.0f} of its"
             sentences.append(
                 f" {unit} has no value: its fields leave {area.value:.0%} of the image free, and in {cases} "
-                f"{_plural(moved.count, 'case')} (added neuron and seed) the image changed at all."
+                f"{plural(moved.count, 'case')} (added neuron and seed) the image changed at all."
             )
     return "".join(sentences)
 
@@ -344,8 +345,3 @@ def _format(finding: Finding, form: str) -> str:
     return (
         format_value(finding.value, form) if finding.count < 2 or form.endswith("e") else format_interval(finding, form)
     )
-
-
-def _plural(count: int, noun: str) -> str:
-    """Write a number with its noun."""
-    return f"{count} {noun}{'s' * (count != 1)}"
