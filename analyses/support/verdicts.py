@@ -315,7 +315,8 @@ def describe_verdict(study: Study, record: Record) -> str:
         Text of a table cell, such as "holds in part (2 of 3; 8 x 2)".
     """
     parts = [outcome for _, outcome in PART.findall(record["conclusion"])]
-    held = f"{parts.count('holds')} of {len(parts)}; " if len(parts) > 1 else ""
+    some = f", {parts.count('holds in part')} in part" if "holds in part" in parts else ""
+    held = f"{parts.count('holds')} of {len(parts)}{some}; " if len(parts) > 1 else ""
     settings = record["settings"]
     sample = SAMPLES.get(study.name, "{}").format(settings["features"])
     return f"{record['verdict']} ({held}{sample} x {max(settings['seeds'], FEWEST_SEEDS.get(study.name, 1))})"

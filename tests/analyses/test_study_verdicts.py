@@ -35,6 +35,8 @@ def test_a_verdict_names_the_parts_that_hold_and_the_sample() -> None:
     parts = "That it rises holds: by 0.5. That b does not hold, as measured. That d is not decided. That e holds."
     assert verdicts.describe_verdict(STUDY, record("own", conclusion=parts)) == "holds (2 of 4; 4 x 2)"
     assert verdicts.describe_verdict(STUDY, record("own", conclusion="That it rises holds.")) == "holds (4 x 2)"
+    partly = record("own", conclusion="That it rises holds in part, by 0.5. That b does not hold.")
+    assert verdicts.describe_verdict(STUDY, partly) == "holds (0 of 2, 1 in part; 4 x 2)"
     pairs = [verdicts.describe_verdict(replace(STUDY, name=name), record("own")) for name in verdicts.SAMPLES]
     assert pairs == ["holds (1 pair x 2)", "holds (4 pairs x 2)", "holds (maps x 2)"]
     once = record("own", settings=record("own")["settings"] | {"seeds": 1})
