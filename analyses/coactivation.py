@@ -42,6 +42,7 @@ from analyses.support.runners_up import (
 from analyses.support.study import FIRST, Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
 from analyses.support.units import named_findings
+from analyses.support.wording import plural
 from featmap.plotting import style
 from featmap.runs.folder_layout import LIVE_CODES
 from featmap.stats.correlation import TIE
@@ -65,14 +66,16 @@ STUDY = Study(
     "each drawn feature is also chosen on the first seed and evaluated on the others: its activation there divided by "
     "the target's, the same minus its mean on the other drawn features' images, and the share of those images that "
     "drive it at least as high (0.5 by chance)",
-    rule="the claim holds if the named feature's runner-up rises above its null image from every seed and to "
-    f"{ALMOST:g} of the target's activation (mean over seeds), and if in every layer fewer than half of the other "
-    "drawn features' images drive a runner-up at least as high, on seeds that it was not chosen on (Wilcoxon's signed "
-    f"ranks over features, one-sided, p < {P:g}); it holds in part if one of these is true, and does not hold if "
-    "neither is. It is not decided where the named feature did not rise or the test is undefined (one seed; fewer than "
-    "three features of a layer that rose, or one whose response is not positive), nor where no layer refutes the "
-    "second part and one has so few features that the test cannot reach its level: the smallest p of n features, ties "
-    f"at 0.5 left out, is 2 to the power of -n, so that {FEWEST} are needed",
+    rule="a feature ends almost as active if the named feature's runner-up rises above its null image from every seed "
+    f"and the 95 % interval, over seeds, of its share of the target's activation is above {ALMOST:g} (not so if it "
+    "does not rise or the interval is below; not decided if the interval spans that, or with one seed). Runners-up "
+    "respond to their targets if in every layer fewer than half of the other drawn features' images drive a runner-up "
+    "at least as high, on seeds that it was not chosen on (Wilcoxon's signed ranks over features, one-sided, p < "
+    f"{P:g}). The claim holds if both are true, in part if one is, and does not hold if neither is. It is not decided "
+    "if the first is not and the second is not true, if the second is undefined (one seed; fewer than three features of "
+    "a layer that rose, or one whose response is not positive), nor where no layer refutes the second and one has so "
+    "few features that the test cannot reach its level: the smallest p of n features, ties at 0.5 left out, is 2 to the "
+    f"power of -n, so that {FEWEST} are needed",
     units={"inception_v3": (FIRST,)},
     full="`article-normalised`: octaves of 299, 340 and 380 pixels, 300 steps",
     feature=5,
@@ -261,12 +264,25 @@ def judge(of_named: Sequence[RunnerUp], chosen: Mapping[str, HeldOutRunnersUp]) 
     if not of_named or not any_defined([of_named[0].share]) or own is None:
         return "not decided"
     almost = ends_almost_as_active(of_named[0])
-    return "holds" if almost and own else "holds in part" if almost or own else "does not hold"
+    if almost or own:
+        return "holds" if almost and own else "holds in part"
+    return "does not hold" if almost is False else "not decided"
 
 
-def ends_almost_as_active(first: RunnerUp) -> bool:
-    """Check whether a runner-up rises above its null image from every seed, and to `ALMOST` of the target."""
-    return bool((first.activation > first.null).all()) and first.share >= ALMOST
+def ends_almost_as_active(first: RunnerUp) -> bool | None:
+    """Check whether a runner-up rises above its null image from every seed, and to `ALMOST` of the target.
+
+    None where the interval over seeds spans that, or is undefined.
+    """
+    shares = first.shares
+    if not any_defined(shares):
+        return None
+    if not (first.activation > first.null).all():
+        return False
+    _, low, high = interval(shares)
+    if np.isfinite(shares).sum() < 2:
+        return None
+    return True if low > ALMOST else False if high < ALMOST else None
 
 
 def build_outcome(
@@ -293,13 +309,12 @@ def write_conclusion(
     """Write the conclusion."""
     if of_named:
         first = of_named[0]
-        almost = CLAIM_WORDS[ends_almost_as_active(first) if np.isfinite(first.share) else None]
-        by_seed = first.activation / np.where(first.reached > 0, first.reached, np.nan)
-        spread = f"; by seed {np.nanmin(by_seed):.3f} to {np.nanmax(by_seed):.3f}" if any_defined(by_seed) else ""
+        count, almost = int(np.isfinite(first.shares).sum()), CLAIM_WORDS[ends_almost_as_active(first)]
+        mean, low, high = interval(first.shares) if count else (np.nan,) * 3
         text = (
-            f"That another feature ends almost as active {almost}: while {named} was maximised, feature "
-            f"{first.channel} reached {first.share:.2f} of its activation (limit {ALMOST:g}{spread}; "
-            f"{first.before:.2f} on the null image)"
+            f"That another feature ends almost as active {almost}: while {named} was maximised, feature {first.channel} "
+            f"reached {mean:.2f}{f' [{low:.2f}, {high:.2f}]' * (count > 1)} of its activation (limit {ALMOST:g}; n = "
+            f"{plural(count, 'seed')}; {first.before:.2f} on the null image)"
         )
         own = first.coactivation
         text += f" and {own:.2f} of its own best" if np.isfinite(own) else "; its own descent did not rise"

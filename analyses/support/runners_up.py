@@ -59,6 +59,11 @@ class RunnerUp:
         return mean_ratio(self.activation, self.reached)
 
     @property
+    def shares(self) -> np.ndarray:
+        """Its activation divided by the target's, by seed; NaN where that is not positive."""
+        return np.asarray(self.activation / np.where(self.reached > 0, self.reached, np.nan))
+
+    @property
     def before(self) -> float:
         """Its activation on the null image divided by the target's activation."""
         return mean_ratio(self.null, self.reached)

@@ -160,9 +160,31 @@ def test_so_few_targets_that_the_test_cannot_reach_its_level_decide_nothing() ->
     assert coactivation.respond_to_targets({"a": tied}) is None, "a tie has no rank"
     against = replace(five, p=0.5)
     assert coactivation.respond_to_targets({"a": against, "b": four}) is False, "one layer is enough to refute it"
-    low = RunnerUp("a", 0, 4, *np.array([[0.2], [0.1], [1.0], [1.0], [0.1]]), rank=2.0)
+    low = RunnerUp("a", 0, 4, *np.array([[0.2] * 2, [0.1] * 2, [1.0] * 2, [1.0] * 2, [0.1] * 2]), rank=2.0)
     cases = ((five, "holds in part"), (against, "does not hold"), (four, "not decided"))
     assert [coactivation.judge([low], {"a": one}) for one, _ in cases] == [verdict for _, verdict in cases]
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ([0.9, 0.91], True),  # 0.905 and 12.7 times 0.005: 0.84 to 0.97
+        ([0.802, 0.801, 0.803], None),  # 0.802 and 4.30 times 0.00058: from 0.7995 on
+        ([0.806, 0.799], None),
+        ([0.9], None),  # one seed
+        ([0.3, 0.31], False),
+        ([0.9, 0.05], False),  # with the second seed it does not rise above its null image
+        ([np.nan, np.nan], None),
+    ],
+)
+def test_almost_is_judged_by_the_interval_over_seeds(shares: list[float], expected: bool | None) -> None:
+    reached = np.where(np.isnan(shares), 0.0, 2.0)
+    activation = np.nan_to_num(shares) * 2
+    first = RunnerUp("a", 5, 4, activation, np.full(len(shares), 0.1), reached, reached, reached, rank=1.0)
+    assert coactivation.ends_almost_as_active(first) is expected
+    text = coactivation.write_conclusion("a:5", [first], [], {})
+    word = {True: "holds", False: "does not hold", None: "is not decided"}[expected]
+    assert text.startswith(f"That another feature ends almost as active {word}: while a:5 was maximised, feature 4 ")
 
 
 def test_too_few_features_for_the_test_are_named_with_the_number_needed() -> None:
