@@ -60,8 +60,9 @@ STUDY = Study(
     "architectures",
     section="Feature Maps are Metric Invariant",
     claim="The images of GoogLeNet's last two modules are more coherent than those of InceptionV3's, and ResNet "
-    'behaves like both (section "Mapping ResNet Features"). A second part, of each network by itself: the images of '
-    "its final layer are less coherent than those of the layers before (same section).",
+    'behaves like both (section "Mapping ResNet Features"). Of each network by itself: the '
+    "images of its final layer are less coherent than those of the layers before (same section); this stands beside "
+    "the verdict.",
     measured="how few features of its layer an image excites: the share that respond more than to any of "
     f"{REFERENCE_IMAGES} images with a 1/f spectrum, minus the same share for the image with its pixels permuted (mean "
     f"of {PERMUTATIONS} permutations), which is what its colours excite by chance; also the participation ratio of the "

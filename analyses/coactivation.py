@@ -72,10 +72,10 @@ STUDY = Study(
     "respond to their targets if in every layer fewer than half of the other drawn features' images drive a runner-up "
     "at least as high, on seeds that it was not chosen on (Wilcoxon's signed ranks over features, one-sided, p < "
     f"{P:g}). The claim holds if both are true, in part if one is, and does not hold if neither is. It is not decided "
-    "if the first is not and the second is not true, if the second is undefined (one seed; fewer than three features of "
-    "a layer that rose, or one whose response is not positive), nor where no layer refutes the second and one has so "
-    "few features that the test cannot reach its level: the smallest p of n features, ties at 0.5 left out, is 2 to the "
-    f"power of -n, so that {FEWEST} are needed",
+    "if the first is not and the second is not true, if the second is undefined (one seed; fewer than three features "
+    "of a layer that rose, or one whose response is not positive), nor where no layer refutes the second and one has "
+    "so few features that the test cannot reach its level: the smallest p of n features, ties at 0.5 left out, is 2 to "
+    f"the power of -n, so that {FEWEST} are needed",
     units={"inception_v3": (FIRST,)},
     full="`article-normalised`: octaves of 299, 340 and 380 pixels, 300 steps",
     feature=5,
@@ -312,9 +312,9 @@ def write_conclusion(
         count, almost = int(np.isfinite(first.shares).sum()), CLAIM_WORDS[ends_almost_as_active(first)]
         mean, low, high = interval(first.shares) if count else (np.nan,) * 3
         text = (
-            f"That another feature ends almost as active {almost}: while {named} was maximised, feature {first.channel} "
-            f"reached {mean:.2f}{f' [{low:.2f}, {high:.2f}]' * (count > 1)} of its activation (limit {ALMOST:g}; n = "
-            f"{plural(count, 'seed')}; {first.before:.2f} on the null image)"
+            f"That another feature ends almost as active {almost}: while {named} was maximised, feature "
+            f"{first.channel} reached {mean:.2f}{f' [{low:.2f}, {high:.2f}]' * (count > 1)} of its activation (limit "
+            f"{ALMOST:g}; n = {plural(count, 'seed')}; {first.before:.2f} on the null image)"
         )
         own = first.coactivation
         text += f" and {own:.2f} of its own best" if np.isfinite(own) else "; its own descent did not rise"

@@ -362,8 +362,8 @@ def write_conclusion(
         return f"In none of {count} pairs did the sum rise and both features respond{left}."
     images, profiles = within_rounding(divergences)
     text = (
-        f"In {len(divergences)} of {count} pairs (those that rose, of features that both responded), the claim that "
-        f"the difference is invisible {CLAIM_WORDS[invisible(divergences)]}: the images of the two ways differ by "
+        f"That the two ways are nearly identical {CLAIM_WORDS[invisible(divergences)]}: over {len(divergences)} of "
+        f"{count} pairs (those that rose, of features that both responded), their images differ by "
         f"{format_interval(findings['ways'], '.2g')} after {steps[-1]} steps (root mean square, pixels 0 to 1). A gray "
         f"level is {GRAY_LEVEL:.2g}"
     )

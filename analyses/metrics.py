@@ -72,12 +72,14 @@ STUDY = Study(
     units={"inception_v3": (FIRST,)},
     claim="L1, L2 and Linf between a feature's activations and a large constant give the same qualitative patterns; L1 "
     "leaves the least high-frequency noise.",
-    measured="agreement of response profiles of the same feature (minus that of different features) between L1 and "
-    "every other metric, with its ceiling: the agreement of L1 with another seed of L1 on the same features, both "
-    f"undefined where fewer than {FEWEST} images are compared; for L2 with other values of C the same, and the "
-    "correlation of the images with L1's; they are no longer at their ceiling (for images: the value with the largest "
-    f"C) where the interval of the deficit is beyond {MARGIN}; high-frequency power (above half the Nyquist frequency, "
-    "of the image clipped to [0, 1]) minus that of L1, paired; the gradient is divided by its RMS",
+    measured="l1, l2 and linf as in the article's code (linf is a matrix norm: the largest sum over a row of the "
+    "differences; linf-elementwise is the largest difference); agreement of response profiles of the same feature "
+    "(minus that of different features) between L1 and every other metric, with its ceiling: the agreement of L1 with "
+    f"another seed of L1 on the same features, both undefined where fewer than {FEWEST} images are compared; for L2 "
+    "with other values of C the same, and the correlation of the images with L1's; they are no longer at their "
+    f"ceiling (for images: the value with the largest C) where the interval of the deficit is beyond {MARGIN}; "
+    "high-frequency power (above half the Nyquist frequency, of the image clipped to [0, 1]) minus that of L1, "
+    "paired; the gradient is divided by its RMS",
     rule="the patterns are the same if the profiles of l2 and of linf agree with l1's by more than half of the ceiling "
     "(two seeds of l1) on the features that the metric moves: if for both the interval of agreement minus half the "
     "ceiling (paired) is above 0, and not if for one of them it is below; this margin is wide, so the deficit from the "
@@ -349,8 +351,8 @@ def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
         "have to agree with l1's, beyond those of different features, by more than half as much as two seeds of l1 do "
         "(the ceiling). "
         f"{' '.join(map(partial(agreement_phrase, findings), OTHERS))} That l1 has the least high-frequency noise "
-        f"{noise}: {format_value(findings['high l1'].value, '.3f')} of the power is there under l1, {more[L2]} more "
-        f"under l2 and {more[LINF]} more under linf. C = {C:g} is {format_value(findings['C over a'].value, '.0f')} "
+        f"{noise}: {format_value(findings['high l1'].value, '.3f')} of the power is there under l1, {more[L2]} is "
+        f"added under l2 and {more[LINF]} under linf. C = {C:g} is {format_value(findings['C over a'].value, '.0f')} "
         f"times the activation a that features reach under l1. {range_phrase(findings)} With the largest C, l2's "
         f"images correlate with l1's by only {format_value(findings[FAR].value)} in pixels."
     )
@@ -361,7 +363,7 @@ def agreement_phrase(findings: Mapping[str, Finding], m: str) -> str:
     agreement, top, half = (findings[f"{name} {m}"] for name in ("agreement", "ceiling", "half"))
     text = f"{m} moves {format_value(findings[f'live {m}'].value, '.0%')} of the features"
     if agreement.value is None:
-        return f"{text}, fewer than the {FEWEST} that a comparison takes."
+        return f"{text}: too few to compare, for which it takes {FEWEST} of one layer and seed."
     if top.value is None:
         return f"{text} and agrees by {agreement.value:.2f}; the ceiling takes two seeds."
     share = f"{agreement.value:.2f}, with a ceiling of {top.value:.2f}"

@@ -59,10 +59,10 @@ STUDY = Study(
     "only their own field, to which their change would be confined if they were linearly independent.",
     measured="the share of the energy of the change by one more neuron that is outside the neuron's receptive field, "
     "and outside the pixels that the neuron changes alone; the same for the difference of two seeds (everything "
-    "changes) and for the network without ReLUs and maxima (nothing can); two neurons added to each feature, drawn at "
-    "random among those whose field leaves a fifth of the image free, where any does. Where over a third of the drawn "
-    "features have no gradient on noise, others are drawn. An added neuron that changes nothing has no such share: how "
-    "many change anything is counted apart",
+    "changes; at least two are run, also with `--seeds 1`) and for the network without ReLUs and maxima (nothing "
+    "can); two neurons added to each feature, drawn at random among those whose field leaves a fifth of the image "
+    "free, where any does. Where over a third of the drawn features have no gradient on noise, others are drawn. An "
+    "added neuron that changes nothing has no such share: how many change anything is counted apart",
     rule="in a layer the change reaches the whole image if the interval of the share outside the field (two features "
     "or more) is above that without ReLUs and maxima and, paired by feature, above half of that between two seeds (at "
     "least two are run); it does so in part if the share is only above that without ReLUs and maxima; it does not if "

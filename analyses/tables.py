@@ -52,8 +52,9 @@ weights are available, or on any other network with `--layers`:
     python -m analyses.tables       # writes this page from the stored results
     python -m analyses.all --stale  # says which results, pictures and pages are older than what they rest on
 
-By default a study draws 16 features of each layer at random and uses three seeds of the noise, as on the bundled
-network; on networks trained on ImageNet fewer were drawn, for time. Units that a claim names are measured as well:
+By default most studies draw 16 features of each layer at random and use three seeds of the noise, as on the bundled
+network; `layer_maps` takes the first 8, `joint_pair` one pair with five seeds and random pairs. On networks trained on
+ImageNet fewer were taken, for time. Units that a claim names are measured as well:
 `--units LAYER:CHANNEL,...` names features to measure before any is drawn, each with rows of its own. On InceptionV3
 those that the article names are measured so; where weights are not the article's, they are the same numbers, most
 likely of other features.
@@ -66,9 +67,10 @@ A verdict concerns only the network and the sizes that were measured: the bundle
 small images, those of the article on ImageNet. Other networks may have been measured with fewer layers, features or
 seeds, or smaller images, than by default: the line with the link to the table has the layers, features and seeds, the
 recipes with their image sizes and numbers of steps, and the command. Images may be smaller than the network's input
-size; `--size PIXELS` makes others. Results with `--full`, by the article's own recipes and numbers of steps but not
-always at its sizes, stand beside those without it. Where `--model` is `package.module:factory`, the factory returns the
-network with its weights loaded; `python -m analyses.all --factories MODULE` runs all those commands again.
+size; `--size PIXELS` makes others. Results with `--full`, by the article's octaves and numbers of steps (in recipes
+called normalised with the gradient divided by its root mean square) but not always at its sizes, stand beside those
+without it. Where `--model` is `package.module:factory`, the factory returns the network with its weights loaded;
+`python -m analyses.all --factories MODULE` runs all those commands again.
 
 The photograph `grace_hopper.jpg` is in matplotlib's sample data; this prints where:
 

@@ -261,8 +261,10 @@ def beyond_phrase(findings: Mapping[str, Finding]) -> str:
     if not layers:
         return ""
     side = image_side(findings)
-    whose = "its" if len(layers) == 1 else "their"
-    return f" The radius is not compared in {' and '.join(layers)}: {whose} neurons see beyond the {side} pixels."
+    return (
+        f" The radius is not compared in {' and '.join(layers)}: not all branches there have neurons whose fields fit "
+        f"into the {side} pixels."
+    )
 
 
 def pair_phrase(findings: Mapping[str, Finding]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from analyses.support.records import IN_FULL
 from analyses.support.study import FIRST, NETWORKS, Study
+from featmap.image_shape import format_size
 
 Record = Mapping[str, Any]
 OPTIONS = {
@@ -20,7 +21,24 @@ OPTIONS = {
 }
 """Options that name each network, with the weights that torchvision publishes."""
 NOT_MEASURED, OUR_QUESTION = "not measured", " (our question)"
+BRIEFLY = {
+    "maximised_unit": "position is place; interior channels see further; several images of one neuron",
+    "neuron_growth": "one more neuron changes the whole image",
+    "octaves": "octaves: finer than down-sampling, patterns of plain descent, fewer grids",
+    "coactivation": "another feature ends almost as active as the maximised one",
+    "layer_maps": "from colours to patterns with depth; a CMYK-like palette",
+    "metrics": "l1, l2 and linf give the same patterns; l1 the least noise",
+    "architectures": "last modules: GoogLeNet's images are the more coherent",
+    "gradient_sum": "gradient of a sum and sum of gradients give the same image",
+    "reproducibility": "same image again on one machine",
+    "natural_start": "descents can start from a photograph",
+    "branches": "similar features share a branch",
+    "joint_pair": "the pair's joint image is far from linear, and divided",
+}
+"""The claims in a few words."""
 REASONS = {
+    "metrics": "What decides about the noise are differences of a few thousandths of the power between few features; "
+    "results in full have other sizes and more steps than those beside them.",
     "branches": "The fewer branches a module has for its clusters, the lower is the ARI even of clusters that each lie "
     "within one branch, as with two branches and a dozen clusters; each conclusion says how high it could be.",
     "coactivation": "What differs is how high the named feature's runner-up ends, which depends on the scales of both "
@@ -32,6 +50,13 @@ OTHER_FEATURES = {
     "inception_v3": "these weights, TensorFlow's of 2015, most likely have other features under the same numbers"
 }
 """Why a feature of a number that the article names may not be the article's, by network."""
+FIRST_WORDS = {
+    "octaves": "The features are the first ones of each layer, as in the article's picture of the first layer; those "
+    "of Mixed 6b it chooses arbitrarily",
+    "coactivation": "The features are the first ones of the layer, and number 5 is the named one: the article names "
+    "feature 5 of GoogLeNet's layer 5a, and none of this network",
+}
+"""What the first features of a layer are to the article, where it does not show them by number."""
 _SAME_NUMBERS = f"have the numbers that the article names; {OTHER_FEATURES['inception_v3']}"
 _PALETTE = "The article's palette is that of InceptionV3; it leaves open whether other networks have one like it"
 _NOT_NAMED = "The article's numbers are features of another network; here they name features like any others"
@@ -148,6 +173,8 @@ def _describe_units(study: Study, model: str, settings: Mapping[str, Any], other
         return [f"Features that were named: {given}; the others were drawn"]
     measured = " and ".join(both).replace(FIRST, "the first ones of each layer")
     missing = [unit for unit in named if unit not in settings["units"]]
+    if FIRST in both and study.name in FIRST_WORDS:
+        return [FIRST_WORDS[study.name] + (f"; {OTHER_FEATURES[model]}" if other and model in OTHER_FEATURES else "")]
     text = f"{_count_named(both, settings['features'])} the numbers that the article names ({measured})"
     text += f"; {' and '.join(missing)} were not measured" if missing else ""
     return [text + (f"; {OTHER_FEATURES[model]}" if other and model in OTHER_FEATURES else "")]
@@ -319,7 +346,10 @@ def describe_verdict(study: Study, record: Record) -> str:
     held = f"{parts.count('holds')} of {len(parts)}{some}; " if len(parts) > 1 else ""
     settings = record["settings"]
     sample = SAMPLES.get(study.name, "{}").format(settings["features"])
-    return f"{record['verdict']} ({held}{sample} x {max(settings['seeds'], FEWEST_SEEDS.get(study.name, 1))})"
+    sizes = {format_size(descent["sizes"][-1]): None for descent in record.get("descents", [])}
+    size = " and ".join(sizes)
+    pixels = f", {size} px" * bool(size)
+    return f"{record['verdict']} ({held}{sample} x {max(settings['seeds'], FEWEST_SEEDS.get(study.name, 1))}{pixels})"
 
 
 def verdict_table(
@@ -346,23 +376,24 @@ def verdict_table(
     further = {str(record["model"]) for record in stored} - set(NETWORKS)
     models = (*NETWORKS, *sorted(further))
     names = [f"{m} (bundled)" if m == "reference" else m for m in models]
-    lines = ["## Verdicts", "", f"| study | {' | '.join(names)} |", f"|---|{'---|' * len(models)}"]
+    lines = ["## Verdicts", "", f"| study | claim | {' | '.join(names)} |", f"|---|---|{'---|' * len(models)}"]
     for study in studies:
         for in_full in ("", IN_FULL):
             of_study = {m: record for m in models if (record := measured[study.name].get(f"{m}{in_full}"))}
             if of_study or not in_full:
                 cells = [describe_verdict(study, of_study[m]) if m in of_study else NOT_MEASURED for m in models]
                 name = f"[{study.name}](#{study.name}){OUR_QUESTION * (study.name in ours)}{in_full}"
-                lines.append(f"| {name} | {' | '.join(cells)} |")
+                lines.append(f"| {name} | {BRIEFLY.get(study.name, '')} | {' | '.join(cells)} |")
     lines += [
         "",
-        "In brackets: how many of the parts of a claim hold, where it has several, and how many features of each layer "
-        "were asked for x seeds. Each section says which parts these are, how many features they rest on and where "
+        "In brackets: how many of the measured parts of a claim hold, where it has several (what is not measured is "
+        "not "
+        'counted); how many features of each layer were asked for ("maps": whole layers) x seeds; the size of the '
+        "images. Each section says which parts these are, how many features they rest on and where "
         "networks disagree, and gives the command that fills a gap.",
     ]
     if any(record["settings"].get("full") for record in stored):
-        words = '"In full": with `--full`, by the article\'s own recipes and numbers of steps, at the image size that '
-        lines += ["", f"{words}the section names."]
+        lines += ["", '"In full": with `--full`, by the article\'s octaves and numbers of steps.']
     for model in models:
         origins = {
             f"{record['origin'].replace('<', '&lt;')} (weights {record['weights_sha256'][:12]})": None

@@ -278,7 +278,10 @@ def test_layers_whose_fields_do_not_fit_are_named_and_named_neurons_reported(tmp
         maximised_unit.STUDY, wide(31), ("conv",), tmp_path, size=16, features=2, units=("conv:3", "conv:0")
     )
     outcome = maximised_unit.measure(context, 16, 2, starts=2)
-    assert "The radius is not compared in conv: its neurons see beyond the 16 pixels." in outcome.conclusion
+    assert (
+        "The radius is not compared in conv: not all branches there have neurons whose fields fit into the 16 pix"
+        in outcome.conclusion
+    )
     named = {f.name: f for f in outcome.findings if ", named: " in f.words}
     assert {name.rpartition(" of ")[2] for name in named} == {"conv:3", "conv:0"} and len(named) == 8
     own = outcome.rows[(outcome.rows["measure"] == "radius") & (outcome.rows["feature"].str.split(":").str[0] == "3")]
@@ -372,7 +375,8 @@ def test_layers_without_two_branches_have_nothing_to_compare() -> None:
     held = dict.fromkeys(names, Finding("", None, None, None, 0, ""))
     left = Finding("truncated", 2, None, None, 2, "layers ... beyond the 9 pixels, not in this comparison (a, b)")
     assert unit_verdict.extent_phrase(held | {"truncated": left}) == (
-        "there are no two branches to compare. The radius is not compared in a and b: their neurons see beyond the 9 "
+        "there are no two branches to compare. The radius is not compared in a and b: not all branches there have "
+        "neurons whose fields fit into the 9 "
         "pixels."
     )
     field = Finding("", 0.5, None, None, 3, "")

@@ -354,7 +354,7 @@ def test_agreement_is_stated_as_a_share_of_its_ceiling(
     phrase = metrics.agreement_phrase(held | {"live l2": finding(0.75)}, "l2")
     assert phrase.startswith("l2 moves 75% of the features and agrees ") and expected in phrase
     none = metrics.agreement_phrase(held | {"agreement l2": finding(None), "live l2": finding(0.25)}, "l2")
-    assert none == "l2 moves 25% of the features, fewer than the 8 that a comparison takes."
+    assert none == "l2 moves 25% of the features: too few to compare, for which it takes 8 of one layer and seed."
 
 
 def test_helpers_average_as_they_say() -> None:

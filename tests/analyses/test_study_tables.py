@@ -268,8 +268,8 @@ def test_a_question_of_ours_is_no_claim_of_the_article() -> None:
     assert "**own**: the hypothesis holds. It is 0.5." in lines and not any("the claim" in line for line in lines)
     assert any(line.startswith("The networks disagree about the hypothesis: ") for line in lines)
     table = verdicts.verdict_table([STUDY, study], {"some": {}, "branches": records}, ["branches"]).splitlines()
-    assert table[4].startswith("| [some](#some) | not") and table[5].startswith(
-        "| [branches](#branches) (our question) | does not hold (maps x 2) |"
+    assert table[4].startswith("| [some](#some) |  | not") and table[5].startswith(
+        "| [branches](#branches) (our question) | similar features share a branch | does not hold (maps x 2) |"
     )
     assert "| [branches](#branches) (our question) |" in tables.build_page()
 
@@ -286,8 +286,8 @@ def test_a_result_in_full_has_a_row_of_its_own_in_the_columns_of_its_network(tmp
     lines = verdicts.verdict_table([STUDY], {"some": records}).splitlines()
     assert lines[2].endswith("| own |") and "in full" not in lines[2]
     assert lines[4:6] == [
-        "| [some](#some) | not measured | holds (4 x 2) |" + " not measured |" * 3 + " holds (4 x 2) |",
-        "| [some](#some) in full | not measured | does not hold (4 x 2) |" + " not measured |" * 4,
+        "| [some](#some) |  | not measured | holds (4 x 2) |" + " not measured |" * 3 + " holds (4 x 2) |",
+        "| [some](#some) in full |  | not measured | does not hold (4 x 2) |" + " not measured |" * 4,
     ]
     text = tables.study_section(STUDY, records)
     assert "**googlenet in full**: the claim does not hold. It is 0.5." in text

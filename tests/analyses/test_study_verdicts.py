@@ -21,10 +21,10 @@ def test_the_table_of_verdicts_has_a_row_for_each_study_and_a_column_for_each_ne
     }
     text = verdicts.verdict_table([STUDY, other], records)
     assert text.splitlines()[2:6] == [
-        f"| study | {' | '.join(NETWORKS).replace('reference', 'reference (bundled)')} | own |",
-        f"|---|{'---|' * 6}",
-        f"| [some](#some) | holds (4 x 2) |{' not measured |' * 4} does not hold (4 x 2) |",
-        f"| [other](#other) |{' not measured |' * 6}",
+        f"| study | claim | {' | '.join(NETWORKS).replace('reference', 'reference (bundled)')} | own |",
+        f"|---|---|{'---|' * 6}",
+        f"| [some](#some) |  | holds (4 x 2) |{' not measured |' * 4} does not hold (4 x 2) |",
+        f"| [other](#other) |  |{' not measured |' * 6}",
     ]
     assert text.splitlines()[-1] == (
         "`own`: a zoo | &lt;b> (weights 0123456789ab). These weights are not part of the project."
@@ -44,6 +44,13 @@ def test_a_verdict_names_the_parts_that_hold_and_the_sample() -> None:
     assert [verdicts.describe_verdict(replace(STUDY, name=n), once)[-3:] for n in names] == [" 1)", " 2)"], (
         "two at least"
     )
+
+
+def test_a_verdict_names_the_size_of_its_images() -> None:
+    used = [{"recipe": "a", "sizes": [76, 86, 96], "steps": 100}, {"recipe": "b", "sizes": [96], "steps": 1}]
+    assert verdicts.describe_verdict(STUDY, record("own", descents=used)) == "holds (4 x 2, 96 px)"
+    both = [*used, {"recipe": "c", "sizes": [224], "steps": 1}]
+    assert verdicts.describe_verdict(STUDY, record("own", descents=both)) == "holds (4 x 2, 96 and 224 px)"
 
 
 def test_networks_that_disagree_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
