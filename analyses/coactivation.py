@@ -24,6 +24,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from analyses.formulas.held_out import HeldOutRunnersUp
+from analyses.support.decisions import above
 from analyses.support.findings import CLAIM_WORDS, Finding, interval, mean_finding, share_finding, value_finding
 from analyses.support.runners_up import (
     COLUMNS,
@@ -282,7 +283,7 @@ def ends_almost_as_active(first: RunnerUp) -> bool | None:
     _, low, high = interval(shares)
     if np.isfinite(shares).sum() < 2:
         return None
-    return True if low > ALMOST else False if high < ALMOST else None
+    return above(low, high, ALMOST)
 
 
 def build_outcome(

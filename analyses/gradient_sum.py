@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from analyses.formulas.divergence import GRAY_LEVEL, STILL, growth_factor, rms_distances
 from analyses.formulas.likeness import profile_agreement
+from analyses.support.decisions import above, below
 from analyses.support.findings import (
     CLAIM_WORDS,
     POSITIVE,
@@ -289,13 +290,11 @@ def within_rounding(divergences: Sequence[PairDivergence]) -> tuple[bool | None,
     compared with `MARGIN` and `PROFILE_MARGIN`; None where one spans its margin, or is undefined.
     """
     lacking = np.array([p.lacking for p in divergences], dtype=float)
-    images = profiles = None
     _, low, high = median_interval([p.ratio for p in divergences])
-    if not np.isnan([low, high]).any():
-        images = True if high < MARGIN else False if low > MARGIN else None
+    images, profiles = below(low, high, MARGIN), None
     if np.isfinite(lacking).sum() > 1:
         _, low, high = interval(lacking)
-        profiles = True if low > -PROFILE_MARGIN else False if high < -PROFILE_MARGIN else None
+        profiles = above(low, high, -PROFILE_MARGIN)
     return images, profiles
 
 
@@ -308,7 +307,7 @@ def invisible(divergences: Sequence[PairDivergence]) -> bool | None:
     if not np.isfinite(final).any():
         return None
     _, low, high = interval(final)
-    return True if high < GRAY_LEVEL else False if low > GRAY_LEVEL else None
+    return below(low, high, GRAY_LEVEL)
 
 
 def judge(divergences: Sequence[PairDivergence]) -> Verdict:

@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analyses.support.findings import Finding, mean_finding, value_finding
+from analyses.support.decisions import above, below
+from analyses.support.findings import CLAIM_WORDS, Finding, mean_finding, value_finding
 from analyses.support.settings import resolved_recipe
 from analyses.support.study import Context, Outcome, StoredResult, Study, Verdict
 from analyses.support.study_command import run_study
@@ -153,18 +154,16 @@ class PairEvidence(NamedTuple):
     @property
     def far(self) -> Part:
         """Whether the joint image is far from linear."""
-        low, high = self.excess
-        if not low > 0 or high < MARGIN:
-            return "does not hold" if high < MARGIN else "is not decided"
+        if below(*self.excess, MARGIN):
+            return "does not hold"
+        if not above(*self.excess, 0):
+            return "is not decided"
         return "holds" if self.way > HALF else "holds in part"
 
     @property
     def divided(self) -> Part:
         """Whether the two features divide the image."""
-        low, high = self.maps
-        if self.field > 1:
-            return "is not decided"
-        return "holds" if high < 0 else "does not hold" if low > 0 else "is not decided"
+        return CLAIM_WORDS[None if self.field > 1 else below(*self.maps, 0)]
 
 
 def gather_evidence(pair: pd.DataFrame, row: pd.Series, field: float) -> PairEvidence:
@@ -310,7 +309,7 @@ def _compare_sentences(row: pd.Series, rows: pd.DataFrame, random: pd.DataFrame)
 
 def _describe_way(way: float) -> str:
     """Say how far an excess is on the way from floor to ceiling; "" where that is unknown."""
-    return f", {way:.0%} of the way from floor to ceiling" if np.isfinite(way) else ""
+    return f", {way:z.0%} of the way from floor to ceiling" if np.isfinite(way) else ""
 
 
 def _format_ends(ends: tuple[float, float], form: str = ".3f") -> str:

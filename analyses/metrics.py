@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analyses.formulas import spectra
+from analyses.support.decisions import all_hold, exceeds
 from analyses.support.findings import (
     CLAIM_WORDS,
     SHARE,
@@ -293,8 +294,7 @@ def same_patterns(findings: Mapping[str, Finding]) -> bool | None:
     The agreement of both has to be above half its ceiling; None where an interval spans that, or too few images are
     compared.
     """
-    halves = [exceeds_half(findings[f"half {m}"]) for m in (L2, LINF)]
-    return False if False in halves else True if all(halves) else None
+    return all_hold(exceeds(findings[f"half {m}"], 0) for m in (L2, LINF))
 
 
 def labels_by_C(findings: Mapping[str, Finding]) -> list[str]:
@@ -314,9 +314,10 @@ def ceiling_span(findings: Mapping[str, Finding], what: str, labels: Sequence[st
     """
     at, deficits = None, [findings[f"{what} {label}"] for label in labels]
     for label, f in zip(labels, deficits, strict=True):
-        if f.high is not None and f.high < -MARGIN:
+        full = exceeds(f, -MARGIN)
+        if full is False:
             return at, label
-        if f.low is not None and f.low > -MARGIN:
+        if full:
             at = label
     return at, None
 
@@ -326,12 +327,7 @@ def least_noise(findings: Mapping[str, Finding]) -> bool | None:
 
     None where an interval spans 0.
     """
-    more = [findings[f"more {m}"] for m in (L2, LINF)]
-    if any(f.low is None or f.high is None for f in more):
-        return None
-    if any(f.high < 0 for f in more):  # type: ignore[operator]
-        return False
-    return True if all(f.low > 0 for f in more) else None  # type: ignore[operator]
+    return all_hold(exceeds(findings[f"more {m}"], 0) for m in (L2, LINF))
 
 
 def judge(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
@@ -371,16 +367,9 @@ def agreement_phrase(findings: Mapping[str, Finding], m: str) -> str:
         share = f"{agreement.value / top.value:.0%} of the ceiling, {top.value:.2f}"
     words = {True: "more than half", False: "less than half", None: "not clearly more or less than half"}
     return (
-        f"{text} and agrees by {share}: {words[exceeds_half(half)]} of it ({format_interval(half, '+.3f')} from half; "
+        f"{text} and agrees by {share}: {words[exceeds(half, 0)]} of it ({format_interval(half, '+.3f')} from half; "
         f"n = {half.count})."
     )
-
-
-def exceeds_half(half: Finding) -> bool | None:
-    """Check whether an agreement is above half its ceiling; None where its interval spans that."""
-    if half.low is None or half.high is None:
-        return None
-    return True if half.low > 0 else False if half.high < 0 else None
 
 
 def range_phrase(findings: Mapping[str, Finding]) -> str:

@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.formulas import spectra
+from analyses.support.decisions import exceeds
 from analyses.support.findings import (
     CLAIM_WORDS,
     SHARE,
@@ -227,9 +228,9 @@ def judge_parts(findings: dict[str, Finding]) -> dict[str, bool | None]:
 
     None where a part is not decided: where it is undefined, or an interval spans its limit.
     """
-    more, across, again = more_than_lowres(findings), findings[f"{PLAIN}, {OCTAVES}"], findings[f"{PLAIN}, {PLAIN}"]
+    across, again = findings[f"{PLAIN}, {OCTAVES}"], findings[f"{PLAIN}, {PLAIN}"]
     return {
-        "finer": None if more.low is None or more.high is None or more.low <= 0 <= more.high else more.low > 0,
+        "finer": exceeds(more_than_lowres(findings), 0),
         "same": same_patterns(across, again),
         "grids": minority_with_grids(findings[f"grid {PLAIN}"], findings[f"grid {OCTAVES}"]),
     }
@@ -241,7 +242,7 @@ def same_patterns(across: Finding, again: Finding) -> bool | None:
         return None
     if across.value < again.value / 2:
         return False
-    return True if across.low > 0 else None
+    return True if exceeds(across, 0) else None
 
 
 def more_than_lowres(findings: dict[str, Finding]) -> Finding:
@@ -342,9 +343,8 @@ def minority_with_grids(plain: Finding, octaves: Finding) -> bool | None:
         return None
     if octaves.value >= plain.value:
         return False
-    if plain.low is None or plain.high is None or plain.low < 0.5 < plain.high:
-        return None
-    return plain.value < 0.5
+    most = exceeds(plain, 0.5)
+    return None if most is None else not most
 
 
 def restate(stored: StoredResult) -> tuple[Verdict, str]:

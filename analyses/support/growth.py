@@ -87,13 +87,16 @@ def movement_elsewhere(grown: Growth, rest: np.ndarray) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        `S x N`; NaN where nothing is outside the field, or nothing was there.
+        `S x N`; NaN where nothing is outside the field, or nothing was there but the rounding of float32.
     """
     movement = np.full(grown.changes.shape[:2], np.nan)
     for s, (change, before) in enumerate(zip(grown.changes, grown.before.changes, strict=True)):
         now, then = (extents.change_energy(x) for x in (change, before))
+        rounding = (
+            change.shape[1] * (np.finfo(np.float32).eps * np.abs(grown.before.images[s]).max()) ** 2
+        )  # of a pixel
         for k, bounds in enumerate(grown.bounds):
-            total = then[k].sum() - then[k][bounds].sum()
-            if rest[k] > 0 and total > 0:
+            total, pixels = then[k].sum() - then[k][bounds].sum(), then[k].size - then[k][bounds].size
+            if rest[k] > 0 and total > pixels * rounding:
                 movement[s, k] = np.sqrt(max(0.0, now[k].sum() - now[k][bounds].sum()) / total)
     return movement

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analyses.support.decisions import exceeds
 from analyses.support.findings import CLAIM_WORDS, LEVEL, Finding, format_interval, format_value, value_finding
 from analyses.support.study import Verdict
 from analyses.support.wording import plural
@@ -133,10 +134,7 @@ def most_change(findings: Mapping[str, Finding], layer: str) -> bool | None:
     bool or None
         False if most of them change nothing.
     """
-    found = findings[f"most:{layer}"]
-    if found.low is None or found.high is None:
-        return None
-    return True if found.low > MOST else False if found.high <= MOST else None
+    return exceeds(findings[f"most:{layer}"], MOST)
 
 
 def judge_layer(findings: Mapping[str, Finding], layer: str) -> Verdict:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
+from analyses.support.decisions import above, all_hold, below, exceeds
 from analyses.support.findings import (
     CLAIM_WORDS,
     SHARE,
@@ -87,14 +87,9 @@ def judge_parts(flat: Finding, by_depth: Trends, fit: PaletteSummary) -> dict[st
     dict of str to bool or None
         Parts by name; None where a part is not decided.
     """
-    colours = None
-    if flat.low is not None and flat.high is not None and flat.count > 1 and not flat.low <= FLAT <= flat.high:
-        colours = flat.low > FLAT
+    colours = exceeds(flat, FLAT) if flat.count > 1 else None
     falls, rises = by_depth["flatness"], by_depth["waves"]
-    depth = None
-    if np.isfinite([falls.high, rises.low]).all():
-        wrong = falls.low > 0 or rises.high < 0
-        depth = False if wrong else True if falls.high < 0 < rises.low else None
+    depth = all_hold((below(falls.low, falls.high, 0), above(rises.low, rises.high, 0)))
     return {"colours": colours, "depth": depth, "palette": fit.is_like_cmyk()}
 
 

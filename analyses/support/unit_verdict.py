@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from scipy import stats
 
+from analyses.support.decisions import all_hold, exceeds
 from analyses.support.findings import (
     CLAIM_WORDS,
     LEVEL,
@@ -448,27 +449,4 @@ def interior_wider(findings: Mapping[str, Finding]) -> bool | None:
     bool or None
         None where no branch is compared, or an interval spans 0 and none is below.
     """
-    chosen = [exceeds(findings[f"wider {which}"], 0) for which in branches_compared(findings)]
-    if False in chosen:
-        return False
-    return True if chosen and all(chosen) else None
-
-
-def exceeds(finding: Finding, limit: float) -> bool | None:
-    """Check on which side of a limit an interval is.
-
-    Parameters
-    ----------
-    finding : Finding
-        The finding.
-    limit : float
-        The limit.
-
-    Returns
-    -------
-    bool or None
-        None where the interval spans the limit, or is undefined.
-    """
-    if finding.low is None or finding.high is None:
-        return None
-    return True if finding.low > limit else False if finding.high <= limit else None
+    return all_hold(exceeds(findings[f"wider {which}"], 0) for which in branches_compared(findings))
