@@ -178,7 +178,7 @@ def study_section(study: Study, records: dict[str, dict[str, Any]]) -> str:
     ]
     disagreement = describe_disagreement(study.name, records, subject)
     lines += [disagreement, ""] if disagreement else []
-    differing = describe_parts(records)
+    differing = describe_parts(study.name, records)
     lines += [escape_cell(differing), ""] if differing else []
     for model, record in records.items():
         verdict = "is not decided" if record["verdict"] == "not decided" else record["verdict"]

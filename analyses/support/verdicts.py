@@ -46,6 +46,21 @@ REASONS = {
     "natural_start": "Where only a 1/f image was tried, it holds in part at most; with a photograph it can hold.",
 }
 """Why networks disagree about a study's claim, where that is known; printed only where they do."""
+PART_REASONS = {
+    "maximised_unit": "squeezenet's modules have two branches, so that no channel is interior; on the bundled network "
+    "the last branch has the field of interior channels, which leaves one comparison of two. That several images of "
+    "one neuron are rare takes more neurons than were measured; that they are not can be shown with fewer.",
+    "neuron_growth": "in the networks trained on ImageNet more of the added neurons have no gradient at their "
+    "position, and with few features the interval of their share spans a half unless nearly all have one.",
+    "octaves": "with few features in the first layer, the interval of the share with grids spans a half; the ceiling "
+    "of the patterns' agreement takes two seeds.",
+    "layer_maps": "a first layer of 3 x 3 pixels (squeezenet, inception_v3) has hardly room for more than a colour; "
+    "one of 7 x 7 (reference, googlenet) has, and many of its features are edges and stripes.",
+    "metrics": "with few features, the interval of an agreement spans half its ceiling.",
+    "joint_pair": "there is one pair on each network, and where the part is not decided the interval over its seeds "
+    "reaches the floor.",
+}
+"""Why parts of a study's claim differ between networks, where that is known; printed only where they do."""
 OTHER_FEATURES = {
     "inception_v3": "these weights, TensorFlow's of 2015, most likely have other features under the same numbers"
 }
@@ -301,18 +316,21 @@ def _join(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def describe_parts(records: Mapping[str, Record]) -> str:
+def describe_parts(study: str, records: Mapping[str, Record]) -> str:
     """Say which parts of a claim hold on some networks and not on others, as their conclusions say it.
 
     Parameters
     ----------
+    study : str
+        Name of the study.
     records : mapping of str to mapping
-        Records of one study by network.
+        Its records by network.
 
     Returns
     -------
     str
-        A sentence; "" where no part is decided on one network and otherwise on another.
+        A sentence, and another one where the reason is known; "" where no part is decided on one network and
+        otherwise on another.
     """
     found: dict[str, dict[str, list[str]]] = {}
     for model, record in measured_networks(records).items():
@@ -323,7 +341,10 @@ def describe_parts(records: Mapping[str, Record]) -> str:
         for part, by_outcome in found.items()
         if len(by_outcome) > 1
     ]
-    return f"Parts of the claim that differ between networks: {'; '.join(differing)}." if differing else ""
+    if not differing:
+        return ""
+    reason = f" As far as the measured values tell why: {PART_REASONS[study]}" if study in PART_REASONS else ""
+    return f"Parts of the claim that differ between networks: {'; '.join(differing)}.{reason}"
 
 
 def describe_verdict(study: Study, record: Record) -> str:

@@ -71,7 +71,7 @@ def test_networks_that_disagree_are_named(monkeypatch: pytest.MonkeyPatch) -> No
     assert verdicts.describe_disagreement("some", records) == f"{expected} Its layers are small."
 
 
-def test_parts_of_a_claim_that_differ_are_named() -> None:
+def test_parts_of_a_claim_that_differ_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     one = "That it rises holds: by 0.5. That b, and c, does not hold, as measured. That d is not decided."
     two = "In 3 pairs, the claim that it rises does not hold: by 0.1. That b, and c, does not hold. That d holds."
     records = {"reference": record("reference", conclusion=one), "own": record("own", conclusion=two)}
@@ -79,13 +79,17 @@ def test_parts_of_a_claim_that_differ_are_named() -> None:
         "Parts of the claim that differ between networks: that it rises holds on reference, does not hold on own; "
         "that d is not decided on reference, holds on own."
     )
-    assert verdicts.describe_parts(records) == expected
+    assert verdicts.describe_parts("some", records) == expected
     assert expected in tables.study_section(STUDY, records).splitlines()
-    assert verdicts.describe_parts({"reference": records["reference"]}) == ""
+    assert verdicts.describe_parts("some", {"reference": records["reference"]}) == ""
     partly = {"third": record("third", conclusion="That it rises holds in part: by 0.5. That d holds in part.")}
     assert "that it rises holds on reference, does not hold on own, holds in part on third" in verdicts.describe_parts(
-        records | partly
+        "some", records | partly
     )
+    monkeypatch.setitem(verdicts.PART_REASONS, "some", "their layers are small.")
+    reason = "As far as the measured values tell why: their layers are small."
+    assert verdicts.describe_parts("some", records) == f"{expected} {reason}"
+    assert verdicts.describe_parts("some", {"reference": records["reference"]}) == "", "no reason without a difference"
 
 
 def test_what_is_said_beside_a_result_depends_on_what_was_measured() -> None:
