@@ -188,17 +188,74 @@ def judge(findings: Mapping[str, Finding], layers: Sequence[str], seeds: int) ->
         mean = _format(findings[f"outside:{layer}"], ".0%")
         return f"{mean} in {layer} (n = {count} of {drawn} features, {plural(seeds, 'seed')})"
 
-    counts = " and ".join(plural(findings[f"beyond:{layer}"].count, "feature") for layer in layers)
     return verdict, (
         "Of the change by one more neuron that changes anything, "
         f"{' and '.join(share(layer) for layer in layers)} are outside its receptive field. "
         f"{still_phrase(findings, layers)}Without ReLUs and maxima the share is {of('outside linear', '.0e')}. "
         "Half of the share between two seeds, subtracted from the share, leaves "
-        f"{of('excess', '+.0%')}. {layers_phrase(findings, layers)}Of the change, {of('beyond', '.0%')} are outside "
-        f"the pixels that the neuron changes alone (n = {counts}). Outside its field the image changes by "
-        f"{of('elsewhere', '.0%')} of what it was."
+        f"{of('excess', '+.0%')}. {layers_phrase(findings, layers)}{own_pixels_phrase(findings, layers)}"
+        f"{elsewhere_phrase(findings, layers)}"
         f"{''.join(limits_of(findings, layer) for layer in layers)}{named_phrase(findings)}"
     )
+
+
+def own_pixels_phrase(findings: Mapping[str, Finding], layers: Sequence[str]) -> str:
+    """Say which share of the change is outside the pixels that the added neuron changes alone.
+
+    Parameters
+    ----------
+    findings : mapping of str to Finding
+        Findings by name.
+    layers : sequence of str
+        Names of the layers.
+
+    Returns
+    -------
+    str
+        Sentences with a space after each.
+    """
+    known, missing = _by_definition(findings, "beyond", layers)
+    shares = " and ".join(
+        f"{_format(f, '.0%')} in {layer} (n = {plural(f.count, 'feature')})" for layer, f in known.items()
+    )
+    text = f"Of the change, {shares} are outside the pixels that the neuron changes alone. " if known else ""
+    if missing:
+        text += (
+            f"In {' and '.join(missing)} the share outside the pixels that the neuron changes alone is undefined, "
+            "since no added neuron changes anything both alone and after others. "
+        )
+    return text
+
+
+def elsewhere_phrase(findings: Mapping[str, Finding], layers: Sequence[str]) -> str:
+    """Say by how much the image changes outside the field of the added neuron.
+
+    Parameters
+    ----------
+    findings : mapping of str to Finding
+        Findings by name.
+    layers : sequence of str
+        Names of the layers.
+
+    Returns
+    -------
+    str
+        A sentence.
+    """
+    known, missing = _by_definition(findings, "elsewhere", layers)
+    if not known:
+        return "How much the image changes outside its field, relative to what it was, is undefined."
+    values = " and ".join(f"{_format(f, '.0%')} in {layer}" for layer, f in known.items())
+    undefined = f" (undefined in {' and '.join(missing)})" if missing else ""
+    return f"Outside its field the image changes by {values} of what it was{undefined}."
+
+
+def _by_definition(
+    findings: Mapping[str, Finding], name: str, layers: Sequence[str]
+) -> tuple[dict[str, Finding], list[str]]:
+    """Find the layers in which a finding is defined, with its values, and the others."""
+    known = {layer: findings[f"{name}:{layer}"] for layer in layers if findings[f"{name}:{layer}"].value is not None}
+    return known, [layer for layer in layers if layer not in known]
 
 
 def still_phrase(findings: Mapping[str, Finding], layers: Sequence[str]) -> str:

@@ -85,9 +85,27 @@ def test_a_layer_without_a_share_is_named_with_its_reason() -> None:
     held |= {f.name: f for f in growth_verdict.case_findings(pd.concat([grown("a", 0.5), rows]), ("a", "b"))}
     conclusion = growth_verdict.judge(held, ("a", "b"), 2)[1]
     assert conclusion.endswith(
-        "what it was. In b no such share is defined: of 6 drawn (6 without a gradient on noise)."
+        "what it was, is undefined. In b no such share is defined: of 6 drawn (6 without a gradient on noise)."
     )
     assert "In b the claim is not decided, since the share is undefined." in conclusion
+    assert "In a and b the share outside the pixels that the neuron changes alone is undefined, since no" in conclusion
+
+
+def test_layers_without_a_value_are_named_beside_those_with_one() -> None:
+    held = {
+        "beyond:a": Finding("beyond:a", 0.5, 0.25, 0.75, 3, ""),
+        "beyond:b": Finding("beyond:b", None, None, None, 0, ""),
+        "elsewhere:a": Finding("elsewhere:a", 0.1, 0.0, 0.2, 3, ""),
+        "elsewhere:b": Finding("elsewhere:b", None, None, None, 0, ""),
+    }
+    assert growth_verdict.own_pixels_phrase(held, ("a", "b")) == (
+        "Of the change, 50% [25%, 75%] in a (n = 3 features) are outside the pixels that the neuron changes alone. In "
+        "b the share outside the pixels that the neuron changes alone is undefined, since no added neuron changes "
+        "anything both alone and after others. "
+    )
+    assert growth_verdict.elsewhere_phrase(held, ("a", "b")) == (
+        "Outside its field the image changes by 10% [0%, 20%] in a of what it was (undefined in b)."
+    )
 
 
 def test_fields_that_leave_little_of_the_image_free_are_named() -> None:
@@ -222,7 +240,10 @@ def test_only_layers_in_which_neurons_change_nothing_are_said_to_have_such() -> 
         "neuron has no gradient. These cases are not in the shares given here, although the claim is of each neuron. "
     )
     beyond = grown("a", 0.55).tail(1).assign(measure="beyond its own pixels", value=0.5)
-    assert "changes alone (n = 1 feature). Outside" in judged(pd.concat([grown("a", 0.55), beyond]))[2]
+    assert (
+        "Of the change, 50% in a (n = 1 feature) are outside the pixels"
+        in judged(pd.concat([grown("a", 0.55), beyond]))[2]
+    )
 
 
 def test_neurons_that_change_nothing_refute_what_is_otherwise_open() -> None:
