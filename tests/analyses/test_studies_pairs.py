@@ -154,6 +154,9 @@ def test_lost_units_and_undefined_pairs_are_reported(tmp_path: Path) -> None:
     assert figures["random_lost"].value == figures["random_above"].value == 0.5
     whole = joint_pair.write_conclusion(units, 3, row.replace(0.04, 0.4), evidence(), random[:2])
     assert "hardly" not in whole and "undefined" not in whole and "In random pairs (2 of 2 defined)" in whole
+    for excess, words in ((0.2, "it is less linear"), (0.05, "it is more linear")):
+        alone = joint_pair.write_conclusion(units, 3, row, evidence(), random[1:2].assign(excess=excess))
+        assert f"In the one random pair it does by {excess:.3f}, " in alone and f"so that {words} than this" in alone
 
 
 def test_the_interval_of_the_excess_is_over_seeds() -> None:
