@@ -298,14 +298,16 @@ def _compare_sentences(row: pd.Series, rows: pd.DataFrame, random: pd.DataFrame)
         return ""
     excess = rows["excess"]
     below, missing = int((excess < row["excess"]).sum()), len(random) - len(rows)
-    if len(random) == 1:
-        text = (
-            f". In the one random pair it does by {excess.iloc[0]:.3f}{_describe_way(share_of_way(rows))}, so that it "
+    way = _describe_way(share_of_way(rows))
+    if len(rows) == 1:
+        text = f". In the one of {len(random)} random pairs that is defined" if missing else ". In the one random pair"
+        text += (
+            f" it does by {excess.iloc[0]:.3f}{way}, so that it is {'more' if below else 'less'} linear than this pair"
         )
-        return f"{text}is {'more' if below else 'less'} linear than this pair"
-    text = f". In random pairs ({len(rows)} of {len(random)} defined) it does by {excess.mean():.3f} on average "
-    text += f"({excess.min():.3f} to {excess.max():.3f}){_describe_way(share_of_way(rows))}; {below} of them "
-    text += f"{'is' if below == 1 else 'are'} more linear than this pair"
+    else:
+        text = f". In random pairs ({len(rows)} of {len(random)} defined) it does by {excess.mean():.3f} on average "
+        text += f"({excess.min():.3f} to {excess.max():.3f}){way}; {below} of them "
+        text += f"{'is' if below == 1 else 'are'} more linear than this pair"
     if missing:
         others = "The other one is" if missing == 1 else "The others are"
         text += f". {others} undefined{undefined_reasons(random)}"

@@ -157,6 +157,9 @@ def test_lost_units_and_undefined_pairs_are_reported(tmp_path: Path) -> None:
     for excess, words in ((0.2, "it is less linear"), (0.05, "it is more linear")):
         alone = joint_pair.write_conclusion(units, 3, row, evidence(), random[1:2].assign(excess=excess))
         assert f"In the one random pair it does by {excess:.3f}, " in alone and f"so that {words} than this" in alone
+    some = joint_pair.write_conclusion(units, 3, row, evidence(), random[1:])
+    assert "In the one of 2 random pairs that is defined it does by 0.200, " in some
+    assert "so that it is less linear than this pair. The other one is undefined (dead partner)." in some
 
 
 def test_the_interval_of_the_excess_is_over_seeds() -> None:
