@@ -9,6 +9,7 @@ import numpy as np
 from analyses.formulas import extents
 from analyses.support.image_sets import ImageSet
 from featmap.network.receptive_field import ReceptiveField
+from featmap.stats.correlation import FLOOR
 
 OWN_SHARE = 0.95
 """Share of a neuron's change alone in its own pixels."""
@@ -92,9 +93,7 @@ def movement_elsewhere(grown: Growth, rest: np.ndarray) -> np.ndarray:
     movement = np.full(grown.changes.shape[:2], np.nan)
     for s, (change, before) in enumerate(zip(grown.changes, grown.before.changes, strict=True)):
         now, then = (extents.change_energy(x) for x in (change, before))
-        rounding = (
-            change.shape[1] * (np.finfo(np.float32).eps * np.abs(grown.before.images[s]).max()) ** 2
-        )  # of a pixel
+        rounding = change.shape[1] * (FLOOR * np.abs(grown.before.images[s]).max()) ** 2  # of a pixel
         for k, bounds in enumerate(grown.bounds):
             total, pixels = then[k].sum() - then[k][bounds].sum(), then[k].size - then[k][bounds].size
             if rest[k] > 0 and total > pixels * rounding:
