@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,7 @@ from featmap.optimize.batch import Batches
 from featmap.optimize.comparison import check_repeatable
 from featmap.optimize.descent import Descent, StepCallback
 from featmap.optimize.objective import Objective, Repulsion
-from featmap.optimize.recipe import Recipe
+from featmap.optimize.recipe import MIN_ROWS, Recipe
 from featmap.optimize.responses import Probe, weighted_activations
 from featmap.runs.engine import WorkUnit
 from featmap.runs.folder_layout import row_statuses
@@ -367,7 +368,10 @@ def checked(job: AnyJob) -> AnyJob:
 def _try_step(job: BaseJob) -> None:
     """Try one step on each set of layers, and choose the memory layout of the descents."""
     objectives = job.trials[: job.recipe.rows]
-    short = replace(job.recipe, octaves=(replace(job.recipe.octaves[-1], steps=1),))
+    # two rows show as well as a full batch that the network takes several images, in less time
+    rows = max(MIN_ROWS, *Counter(tuple(sorted(o.layers)) for o in objectives).values())
+    octave = replace(job.recipe.octaves[-1], steps=1)
+    short = replace(job.recipe, octaves=(octave,), rows=min(rows, job.recipe.rows))
     trial = Job(
         network=job.network,
         objectives=objectives,
