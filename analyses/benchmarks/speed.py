@@ -391,7 +391,9 @@ def format_table(result: dict[str, Any]) -> str:
     """Write all numbers as Markdown."""
     machine, compared = result["machine"], result["compared"]
     lines = [
-        "## Speed",
+        "## Activation table: seconds to an opponent's activation",
+        "",
+        NOT_TRANSFER,
         "",
         f"`python -m analyses.benchmarks.speed` on {machine['processor']}, {machine['cores']} cores, torch "
         f"{machine['versions']['torch']}; {len(compared['features'])} features of {result['layer']} of "
@@ -432,6 +434,11 @@ def format_table(result: dict[str, Any]) -> str:
     )
 
 
+NOT_TRANSFER = (
+    "A high activation is not yet an image that another network recognises: the recipes of this table are those of "
+    "versions up to 0.2, which climb fastest and are rarely recognised. The section on seconds to an image that "
+    "another network recognises has the race of today's recipes."
+)
 AIMS = {"lucent": (30, 100), "dreamlens": (10, 30), "article-normalised": (15, 50)}
 """Aimed ratios of seconds, at the opponent's size and at featmap's own."""
 STEP_AIMS = {"float32": (2.7, 3.9, 0.88), "bfloat16": (5.0, 7.0, 0.65)}
