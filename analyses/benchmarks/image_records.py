@@ -26,12 +26,21 @@ STORE, SECTION = records.FOLDER / "images.json", "images"
 """File of the records, and name of the table in the README."""
 RECIPE, TOOL, PHOTOGRAPHS = "recipe", "tool", "photographs"
 """Kinds of ways of making images."""
-MEASURES = ("contrast_ratio", "slope_difference", "colour_distance", "coverage", "multiple_of_best_photograph")
+MEASURES = (
+    "contrast_ratio",
+    "slope_difference",
+    "colour_distance",
+    "coverage",
+    "coverage_of_best_photograph",
+    "multiple_of_best_photograph",
+)
 TRANSFER = ("rank", "percentile", "baseline", "among_images")
 AGREEMENT = {"linear_agreement": "agreement", "agreement": "agreement_of_S"}
 """Name of a record's agreement by that of the judgement. Records from before S took roots have `agreement_of_roots`
 in place of `agreement_of_S`: roots of the responses to images, but not to photographs."""
 ROOTS = ("agreement_of_S", "agreement_of_roots")
+DEAD_ZONE = 0.9
+"""Share of the best photograph's coverage below which an image is said to have dead zones."""
 BOTH = "+"
 """Marks agreements with roots of both."""
 DIGITS = 5
@@ -307,10 +316,52 @@ def _row(group: Sequence[Record], judges: Sequence[tuple[str, bool]]) -> list[st
         own, others, among = (_hidden(pool(group, "transfer", n, judge), first.classes) for n in TRANSFER[1:])
         cells.append(f"{mean_cell(own)} ({others.mean():.2f})" if len(own) and len(others) else mean_cell(own))
         cells.append(mean_cell(among))
-    for name in ("coverage", "contrast_ratio", "slope_difference", "colour_distance"):
+    cells.append(_coverage_cell(group))
+    for name in ("contrast_ratio", "slope_difference", "colour_distance"):
         cells.append(_median_cell(pool(group, "measures", name)))
     cells.append(_median_cell(_hidden(pool(group, "measures", "multiple_of_best_photograph"), first.classes)))
     return [*cells, _agreement_cell(group)]
+
+
+def compare_coverage(group: Sequence[Record]) -> pd.DataFrame:
+    """Compare the coverage of images with that of each feature's best photograph.
+
+    Parameters
+    ----------
+    group : sequence of Record
+        Records of one network and way.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each feature, with the mean over seeds of its images' `coverage`, its best photograph's (`of_best`)
+        and `dead_zones`: whether the former is below `DEAD_ZONE` of the latter. Features of which one is unknown are
+        left out.
+    """
+    names = {"coverage": "coverage", "of_best": "coverage_of_best_photograph"}
+    columns = {k: pool(group, "measures", name).groupby(level=0, sort=False).mean() for k, name in names.items()}
+    table = pd.DataFrame(columns).dropna()
+    return table.assign(dead_zones=table["coverage"] < DEAD_ZONE * table["of_best"])
+
+
+def _coverage_cell(group: Sequence[Record]) -> str:
+    """Format the median coverage and, where it is known, how many images have no dead zones."""
+    cell, table = _median_cell(pool(group, "measures", "coverage")), compare_coverage(group)
+    if table.empty:
+        return cell
+    return f"{cell} ({int((~table['dead_zones']).sum())} of {len(table)})"
+
+
+def _dead_zone_lines(by_way: dict[str, list[Record]]) -> list[str]:
+    """Name the features whose images by recipes have dead zones."""
+    lines = []
+    for way, group in by_way.items():
+        table = compare_coverage(group)
+        dead = table[table["dead_zones"]]
+        if group[0].kind == RECIPE and len(dead):
+            named = [f"{unit} ({row.coverage:.2f} of {row.of_best:.2f})" for unit, row in dead.iterrows()]
+            lines.append(f"- Dead zones by {way}: {', '.join(named)}")
+    return ["", *lines] if lines else []
 
 
 def _agreement_cell(group: Sequence[Record]) -> str:
@@ -358,6 +409,7 @@ def format_source(rows: Sequence[Record]) -> str:
     for record in sorted(rows, key=lambda r: ORDER.index(r.kind)):
         by_way.setdefault(record.way, []).append(record)
     lines += [f"| {' | '.join(_row(group, named))} |" for group in by_way.values()]
+    lines += _dead_zone_lines(by_way)
     return "\n".join(lines)
 
 
@@ -366,11 +418,13 @@ featmap, and other tools at their own defaults, make images of the same class lo
 networks judge them (`featmap judge --help`). Top-1 and top-5 are shares of the classes, with Wilson's 95 % interval;
 the best median rank is 0. A hidden feature is judged by the percentile of its partner's response among photographs,
 with Student's 95 % interval over features, and by the share of the other features' images that excite the partner
-less. Contrast is a multiple of photographs', slope that of the power spectrum less photographs', colour the distance
-of the channels' correlations from theirs. Agreement of S is that of the few features drawn: of the profiles of plain
-responses (`linear_profile`), and with square roots of the responses to the images, or of the responses to images and
-photographs (marked by +), as S is computed. Seconds are the processor's, of one core of a busy machine. `reference` is
-the bundled network, which has other classes."""
+less. Coverage is the median share of a feature's grid that its image excites above a tenth of the maximum; in
+brackets, for how many features that is at least 0.9 of what the best photograph's excites. The images of the others
+have dead zones; for recipes, they are named below the table. Contrast is a multiple of photographs', slope that of the
+power spectrum less photographs', colour the distance of the channels' correlations from theirs. Agreement of S is that
+of the few features drawn: of the profiles of plain responses (`linear_profile`), and with square roots of the
+responses to the images, or of the responses to images and photographs (marked by +), as S is computed. Seconds are the
+processor's, of one core of a busy machine. `reference` is the bundled network, which has other classes."""
 ORDER = (PHOTOGRAPHS, RECIPE, TOOL)
 """Order of the rows."""
 

@@ -354,3 +354,21 @@ def test_agreements_of_earlier_and_present_records_are_told_apart() -> None:
     assert cell(old) == "0.50 / 0.60" and cell(new) == "0.70 / 0.90+"
     assert cell(old, old | {"agreement": 0.7}) == "0.60 / 0.60"
     assert cell() == cell({}) == cell({"agreement": 0.5}) == ""
+
+
+def test_dead_zones_are_counted_and_named() -> None:
+    """A feature's coverage is the mean over seeds; the limit is 0.9 of its best photograph's, by hand."""
+    group = [made(k, [0, 7], [0.5, 0.7, 0.9]) for k in range(2)]
+    for record, covered in zip(group, ([0.52, 0.80, 0.2], [0.4, 0.84, None]), strict=True):
+        record.measures["coverage"] = [None, None, *covered]
+        record.measures["coverage_of_best_photograph"] = [None, None, 0.5, 0.90, 0.25]
+    table = image_records.compare_coverage(group)
+    assert table["coverage"].tolist() == pytest.approx([0.46, 0.82, 0.2])
+    assert table["dead_zones"].tolist() == [False, False, True]
+    text = image_records.format_source(group)
+    assert "| 0.52 (2 of 3) |" in text, "the median over all images: 0.2, 0.4, 0.52, 0.8, 0.84"
+    assert text.splitlines()[-1] == "- Dead zones by way: l:3 (0.20 of 0.25)"
+    unknown = [replace(r, measures={"coverage": r.measures["coverage"]}) for r in group]
+    assert image_records.compare_coverage(unknown).empty and "Dead zones" not in image_records.format_source(unknown)
+    tool = [replace(r, kind="tool") for r in group]
+    assert "Dead zones" not in image_records.format_source(tool), "only recipes are ours to mend"
