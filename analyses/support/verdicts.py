@@ -57,8 +57,9 @@ PART_REASONS = {
     "layer_maps": "a first layer of 3 x 3 pixels (squeezenet, inception_v3) has hardly room for more than a colour; "
     "one of 7 x 7 (reference, googlenet) has, and many of its features are edges and stripes.",
     "metrics": "with few features, the interval of an agreement spans half its ceiling.",
-    "joint_pair": "there is one pair on each network, and where the part is not decided the interval over its seeds "
-    "reaches the floor.",
+    "joint_pair": "there is one pair on each network. How far from linear it is stays open where the interval over its "
+    "seeds reaches the floor. Whether the two divide the image can be seen only in images larger than their receptive "
+    "fields; each conclusion says where they are smaller.",
 }
 """Why parts of a study's claim differ between networks, where that is known; printed only where they do."""
 OTHER_FEATURES = {
