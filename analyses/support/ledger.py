@@ -22,8 +22,11 @@ BENCHMARKS = ("speed", "search", "scaling", "whole", "faults")
 """Benchmarks of the bundled network, which their command makes again."""
 KEPT = {"showcase": ("googlenet.png",)}
 """Files of a step that are of another network, and are kept where its user does not name it."""
-WHOLE = {"--photographs", "--imagenet", "--runs", "--debug"}
-"""Options of a command that leave it to make all of its files as by default."""
+WHOLE = {"--photographs", "--imagenet", "--runs", "--out", "--debug"}
+"""Options of a command that leave it to make all of its files as by default. With `--out`, files that are written
+elsewhere are none of its step's."""
+FLAGS = {"--debug"}
+"""Those of them without a value."""
 
 
 def files_of(name: str) -> tuple[Path, ...]:
@@ -118,6 +121,17 @@ def times_of(files: Sequence[Path]) -> dict[Path, int]:
     return {f: f.stat().st_mtime_ns for f in files if f.is_file()}
 
 
+def _names_of(options: Sequence[str]) -> set[str]:
+    """Find the names among the words of options: the value of an option of `WHOLE` may begin with -- itself."""
+    names, words = set(), iter(options)
+    for word in words:
+        if word.startswith("--"):
+            names.add(word.partition("=")[0])
+            if word in WHOLE - FLAGS:
+                next(words, None)
+    return names
+
+
 def enter(name: str, options: Sequence[str], before: Mapping[Path, int], weights: str, path: Path = LEDGER) -> None:
     """Enter a command that has ended, if it wrote files of its step.
 
@@ -141,9 +155,8 @@ def enter(name: str, options: Sequence[str], before: Mapping[Path, int], weights
     files = files_of(name)
     written = [f for f, time in times_of(files).items() if before.get(f) != time]
     needed = {f for f in files if f.name not in KEPT.get(name, ())}
-    given = {word.partition("=")[0] for word in options if word.startswith("--")}
     entries = read_ledger(path)
-    if written and needed <= set(written) and given <= WHOLE:
+    if written and needed <= set(written) and _names_of(options) <= WHOLE:
         remember(name, files, weights, path)
     elif written and name in entries:
         entries[name]["files"] |= hash_files(written)

@@ -159,6 +159,22 @@ def test_a_command_enters_itself_when_it_has_ended(tmp_path: Path, monkeypatch: 
     assert pictures.give(monkeypatch) == [] and pictures.give(monkeypatch, "--imagenet=nets", made=3) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "entered"),
+    [
+        (("--imagenet", "--model nets:make --input-size 224", "--runs", "folder"), True),
+        (("--out", "folder", "--photographs", "--folder"), True),
+        (("--debug", "--seeds", "1"), False),
+        (("--runs", "folder", "--seeds=1"), False),
+    ],
+)
+def test_only_settings_that_change_what_is_made_keep_a_command_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], entered: bool
+) -> None:
+    pictures = Pictures(tmp_path, monkeypatch)
+    assert pictures.give(monkeypatch, *options, made=3) == ([] if entered else [provenance.UNRECORDED])
+
+
 def test_a_part_that_is_made_again_leaves_what_the_whole_rests_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
