@@ -13,7 +13,7 @@ from featmap.files import write_atomically
 from featmap.image_ops import resize
 from featmap.validation.image_evidence import RunImages
 
-CELL, LABEL, GAP, SHOWN = 96, 150, 2, 8
+CELL, LABEL, GAP, SHOWN = 96, 172, 2, 8
 """Sides of an image, of the labels and of the gaps, in pixels; columns of each layer."""
 
 

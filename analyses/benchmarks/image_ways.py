@@ -161,6 +161,42 @@ def spread(channels: Sequence[int], count: int) -> list[int]:
     return [channels[k * len(channels) // chosen] for k in range(chosen)]
 
 
+def parse_few(text: str | None, tool: str) -> list[int]:
+    """Read how many classes, and features of a layer, a tool makes.
+
+    Parameters
+    ----------
+    text : str or None
+        Such as "8", "8+0" or "8+4;horama=2+0", where what names a tool holds for this one alone; None for all.
+    tool : str
+        Name of the tool.
+
+    Returns
+    -------
+    list of int
+        Classes and features, or one number for both; empty for all.
+
+    Raises
+    ------
+    FeatmapError
+        If it is neither, or there is no tool of a name.
+    """
+    chosen: list[int] = []
+    for part in [] if text is None else text.split(";"):
+        name, _, numbers = part.strip().rpartition("=")
+        counts = numbers.split("+")
+        if len(counts) > 2 or not all(p.isdecimal() for p in counts):
+            raise FeatmapError(
+                f"--few {text}: give a number, or classes+features, such as 8 or 8+4, and of one tool alone, such as "
+                "8+4;horama=2+0"
+            )
+        if name and name not in known_opponents():
+            raise FeatmapError(f"--few {text}: opponent {name!r} is unknown; allowed: {'; '.join(known_opponents())}")
+        if name == tool or not (name or chosen):
+            chosen = [int(p) for p in counts]
+    return chosen
+
+
 class ToolWay:
     """Another tool, which makes images of classes and features one at a time, or of a layer at once.
 
@@ -169,17 +205,14 @@ class ToolWay:
     tool : Opponent
         The tool.
     few : str or None
-        Classes and features of a layer that it makes, such as "8" or "8+0"; None for all.
+        Classes and features of a layer that it makes, as `parse_few` reads them; None for all.
     """
 
     kind = image_records.TOOL
 
     def __init__(self, tool: Opponent, few: str | None) -> None:
         self.tool, self.name, self.words = tool, tool.name, tool.words
-        parts = [] if few is None else few.split("+")
-        if len(parts) > 2 or not all(p.isdecimal() for p in parts):
-            raise FeatmapError(f"--few {few}: give a number, or classes+features, such as 8 or 8+4")
-        self._few = [int(p) for p in parts]
+        self._few = parse_few(few, tool.name)
 
     def identity(self) -> dict[str, Any]:
         """Describe the tool, its version and its settings."""
@@ -373,6 +406,11 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
     write_atomically(path, lambda p: np.savez(p, **arrays))
 
 
+def known_opponents() -> dict[str, Opponent]:
+    """List all other tools by name."""
+    return {o.name: o for o in (*OPPONENTS, *MACO_OPPONENTS)}
+
+
 def choose_opponents(text: str) -> list[Opponent]:
     """Choose other tools by name; those that are not installed are named and left out.
 
@@ -391,7 +429,7 @@ def choose_opponents(text: str) -> list[Opponent]:
     FeatmapError
         For an unknown name.
     """
-    by_name = {o.name: o for o in (*OPPONENTS, *MACO_OPPONENTS)}
+    by_name = known_opponents()
     chosen = []
     for name in split_names(text):
         if name not in by_name:

@@ -186,7 +186,8 @@ def main(
     few: Annotated[
         str | None,
         typer.Option(
-            help="Classes, and features of a layer, that other tools make, such as 8, or 8+0 for no features."
+            help="Classes, and features of a layer, that other tools make, such as 8, or 8+0 for no features; with a "
+            "number for one tool alone: 8+8;horama=2+0."
         ),
     ] = None,
     units: Annotated[str | None, typer.Option(help="Instead of drawing classes: their numbers, such as 1,77.")] = None,

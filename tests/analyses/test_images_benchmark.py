@@ -194,6 +194,32 @@ def test_some_channels_are_evenly_spaced_and_nested() -> None:
         image_ways.ToolWay(TOOLS[0], "x")
 
 
+@pytest.mark.parametrize(
+    ("text", "lucent", "horama"),
+    [
+        (None, [], []),
+        ("8", [8], [8]),
+        ("8+4;horama=2+0", [8, 4], [2, 0]),
+        ("horama=2+0; 8+4", [8, 4], [2, 0]),
+        ("horama=2", [], [2]),
+        ("lucent, batched=3", [], []),
+    ],
+)
+def test_one_tool_can_make_fewer_than_the_others(text: str | None, lucent: list[int], horama: list[int]) -> None:
+    assert image_ways.parse_few(text, "lucent") == lucent and image_ways.parse_few(text, "horama") == horama
+
+
+@pytest.mark.parametrize("text", ["", "8+", "8+4+2", "8;horama=", "8;horama=x"])
+def test_what_is_no_number_of_classes_is_refused(text: str) -> None:
+    with pytest.raises(FeatmapError, match="give a number, or classes"):
+        image_ways.parse_few(text, "horama")
+
+
+def test_a_number_for_an_unknown_tool_is_refused() -> None:
+    with pytest.raises(FeatmapError, match="opponent 'horma' is unknown; allowed: article"):
+        image_ways.parse_few("8;horma=2", "horama")
+
+
 def test_photographs_of_the_classes_are_the_ceiling(tmp_path: Path) -> None:
     folder = tmp_path / "photographs"
     folder.mkdir()
