@@ -70,8 +70,15 @@ class Heat:
     ours: dict[str, tuple[float, float]]
 
     @property
+    def is_run(self) -> bool:
+        """Whether the tool sets a mark: any image reaches a top-1 of 0."""
+        return self.reached > 0
+
+    @property
     def winner(self) -> str | None:
-        """The quickest recipe that reaches the tool; None if none does."""
+        """The quickest recipe that reaches the tool; None if none does, or there is no mark to reach."""
+        if not self.is_run:
+            return None
         reaching = [name for name, (value, _) in self.ours.items() if value >= self.reached]
         return min(reaching, key=lambda name: self.ours[name][1]) if reaching else None
 
@@ -189,7 +196,8 @@ def format_page(every: Sequence[Record], draw: int) -> str:
         f"`python -m analyses.benchmarks.race` makes this from the records of the images (draw {draw}, above): for "
         "each tool, the quickest of the recipes fast, standard and natural that reaches it on the same classes or "
         "features. Seconds are the processor's, an image. With few classes a share is known coarsely: 8 classes have a "
-        "standard error of 0.18 near a half. The images have the size that each way makes them at.",
+        "standard error of 0.18 near a half. A tool none of whose images the judge ranks first sets no mark. "
+        "The images have the size that each way makes them at.",
     ]
     for measure, words in (("top-1", "Class logits, top-1"), ("percentile", "Hidden features, partner's percentile")):
         rows = [h for h in heats if h.measure == measure]
@@ -206,6 +214,7 @@ def format_page(every: Sequence[Record], draw: int) -> str:
         for h in rows:
             cells = [f"{h.ours[n][0]:.2f}, {h.ours[n][1]:.2g}" if n in h.ours else "" for n in OURS]
             winner, ratio = (h.winner, f"**{h.ratio:.3g}**") if h.winner else ("none", "not reached")
+            winner, ratio = (winner, ratio) if h.is_run else ("", "no mark to reach")
             about = [h.source, h.judge, h.tool, str(h.count), f"{h.reached:.2f}", f"{h.seconds:.3g}"]
             lines.append(f"| {' | '.join([*about, *cells, winner, ratio])} |")
         parts.append("\n".join(lines))

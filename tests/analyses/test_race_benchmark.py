@@ -56,6 +56,15 @@ def test_the_quickest_recipe_that_reaches_a_tool_wins() -> None:
     assert "| slow tool | 4 | 0.25 | 60 |" in page and "| none | not reached |" in page
 
 
+def test_a_tool_that_is_never_ranked_first_sets_no_mark() -> None:
+    blind = record("blind tool", [7, 1], [0.5], 90.0, TOOL)
+    classes, hidden = race.run_heats([FAST, NATURAL, blind], 1)
+    assert classes.reached == 0 and classes.winner is None and np.isnan(classes.ratio)
+    assert (hidden.winner, hidden.ratio) == ("fast", 90.0)
+    (line,) = [x for x in race.format_page([FAST, NATURAL, blind], 1).splitlines() if "| blind tool | 2 |" in x]
+    assert line.endswith("|  | no mark to reach |")
+
+
 def test_seeds_are_averaged_and_the_articles_recipes_are_opponents() -> None:
     again = replace(FAST, seed=1, transfer={"other": {"rank": [5, 5, 5, 5, None, None]}}, seconds=3.0)
     article = record("article-normalised", [7, 7, 7, 0], [], 100.0)
