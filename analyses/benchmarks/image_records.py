@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -306,8 +306,7 @@ def _hidden(values: pd.Series, classes: str) -> pd.Series:
 def _row(group: Sequence[Record], judges: Sequence[tuple[str, bool]]) -> list[str]:
     """Write a way's cells."""
     first, seconds = group[0], [r.seconds for r in group if r.seconds is not None]
-    classes = sum(u.rpartition(":")[0] == first.classes for u in first.units)
-    count = " + ".join(str(n) for n in (classes, len(first.units) - classes) if n)
+    count = " + ".join(str(n) for n in count_units(first) if n)
     cells = [first.way, f"{count}, {first.size} px" + (f", {len(group)} seeds" if len(group) > 1 else "")]
     cells.append(f"{np.mean(seconds):.3g}" if seconds else "")
     for judge, ranked in judges:
@@ -364,6 +363,31 @@ def _dead_zone_lines(by_way: dict[str, list[Record]]) -> list[str]:
     return ["", *lines] if lines else []
 
 
+def count_units(record: Record) -> tuple[int, int]:
+    """Count the class logits and the hidden features of a record."""
+    classes = sum(u.rpartition(":")[0] == record.classes for u in record.units)
+    return classes, len(record.units) - classes
+
+
+def keep_comparable(rows: Sequence[Record]) -> list[Record]:
+    """Leave out agreements of S among fewer features than others made.
+
+    A correlation over the pairs of 4 features says nothing beside one over the pairs of 16.
+
+    Parameters
+    ----------
+    rows : sequence of Record
+        Records of one network and draw.
+
+    Returns
+    -------
+    list of Record
+        The same records; those with fewer hidden features than the most have no agreements.
+    """
+    most = max((count_units(r)[1] for r in rows), default=0)
+    return [r if count_units(r)[1] == most else replace(r, agreement={}) for r in rows]
+
+
 def _agreement_cell(group: Sequence[Record]) -> str:
     """Format the mean agreement of linear profiles and of roots; "" where one is not known."""
     layers = [v for r in group for layer, v in r.agreement.items() if layer != r.classes]
@@ -406,7 +430,7 @@ def format_source(rows: Sequence[Record]) -> str:
         f"|{'---|' * len(head)}",
     ]
     by_way: dict[str, list[Record]] = {}
-    for record in sorted(rows, key=lambda r: ORDER.index(r.kind)):
+    for record in sorted(keep_comparable(rows), key=lambda r: ORDER.index(r.kind)):
         by_way.setdefault(record.way, []).append(record)
     lines += [f"| {' | '.join(_row(group, named))} |" for group in by_way.values()]
     lines += _dead_zone_lines(by_way)
@@ -422,9 +446,10 @@ less. Coverage is the median share of a feature's grid that its image excites ab
 brackets, for how many features that is at least 0.9 of what the best photograph's excites. The images of the others
 have dead zones; for recipes, they are named below the table. Contrast is a multiple of photographs', slope that of the
 power spectrum less photographs', colour the distance of the channels' correlations from theirs. Agreement of S is that
-of the few features drawn: of the profiles of plain responses (`linear_profile`), and with square roots of the
-responses to the images, or of the responses to images and photographs (marked by +), as S is computed. Seconds are the
-processor's, of one core of a busy machine. `reference` is the bundled network, which has other classes."""
+of the few features drawn, and empty for who made fewer of them: of the profiles of plain responses
+(`linear_profile`), and with square roots of the responses to the images, or of the responses to images and photographs
+(marked by +), as S is computed. Seconds are the processor's, of one core of a busy machine. `reference` is the bundled
+network, which has other classes."""
 ORDER = (PHOTOGRAPHS, RECIPE, TOOL)
 """Order of the rows."""
 

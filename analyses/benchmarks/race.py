@@ -28,7 +28,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from analyses.benchmarks import records
-from analyses.benchmarks.image_records import PHOTOGRAPHS, RECIPE, STORE, Record, RecordFile, pool
+from analyses.benchmarks.image_records import (
+    PHOTOGRAPHS,
+    RECIPE,
+    STORE,
+    Record,
+    RecordFile,
+    count_units,
+    keep_comparable,
+    pool,
+)
 from analyses.support.commands import run
 from featmap.cli import console
 from featmap.errors import FeatmapError
@@ -280,21 +289,31 @@ def draw_figure(every: Sequence[Record], draw: int) -> Figure:
         The figure; the judge is the one that ranks classes, or else the first.
     """
     groups = group_records(every, draw)
+    groups = {
+        source: {w: [r for r in keep_comparable([r for g in ways.values() for r in g]) if r.way == w] for w in ways}
+        for source, ways in groups.items()
+    }
     figure = Figure(figsize=(17, 3.3 * len(groups)), layout="constrained")
     panes: Any = figure.subplots(len(groups), 5, squeeze=False)
     for row, (source, ways) in zip(panes, groups.items(), strict=True):
         judges = judges_of(ways)
         judge = next((j for j in judges if any(values_of(g, j, "rank") for g in ways.values())), judges[0])
         for pane, (title, value) in zip(row, list_panels(judge).items(), strict=True):
-            points = [(seconds_of(g), value(g), name, is_recipe(name, g)) for name, g in ways.items()]
+            part = 0 if title.endswith("of classes") else 1  # of class logits and hidden features
+            most = max(count_units(g[0])[part] for g in ways.values())
+            points = [
+                (seconds_of(g), value(g), name, is_recipe(name, g), count_units(g[0])[part] == most)
+                for name, g in ways.items()
+            ]
             known = sorted(p for p in points if np.isfinite(p[:2]).all())
             if not known:
                 pane.set_visible(False)
                 continue
             pane.set_title(f"{source}, {title}", fontsize=9)
             pane.set(xscale="log", xlabel="seconds an image")
-            for k, (x, y, name, own) in enumerate(known):
-                pane.plot(x, y, "o" if own else "^", color=style.colour(0 if own else 2), ms=6)
+            for k, (x, y, name, own, whole) in enumerate(known):
+                colour = style.colour(0 if own else 2)
+                pane.plot(x, y, "o" if own else "^", color=colour, mfc=colour if whole else "white", ms=6)
                 above = k % 2 == 0
                 place = {"ha": "center", "va": "bottom" if above else "top", "fontsize": 7}
                 pane.annotate(name, (x, y), (0, 6 if above else -6), textcoords="offset points", **place)
@@ -305,7 +324,9 @@ def draw_figure(every: Sequence[Record], draw: int) -> Figure:
             pane.xaxis.set_minor_formatter(NullFormatter())
             pane.margins(x=0.25, y=0.2)
     figure.suptitle(
-        "Circles: recipes of featmap. Triangles: the article's recipes, and other tools at their defaults.", fontsize=9
+        "Circles: recipes of featmap. Triangles: the article's recipes, and other tools at their defaults. White: "
+        "fewer classes or features than the others made; the tables compare each with ours on the same ones.",
+        fontsize=9,
     )
     return figure
 

@@ -368,6 +368,20 @@ def test_values_of_horama_reach_the_network_in_zero_to_one(monkeypatch: pytest.M
     assert records.marks("x")[0] == "<!-- x: made by the script -->"
 
 
+def test_agreements_among_fewer_features_are_left_out() -> None:
+    agreement = {"l": {"agreement": 0.5, "agreement_of_S": 0.6}}
+    whole = replace(made(0, [0, 7], [0.5, 0.7, 0.9]), agreement=agreement)
+    less = replace(whole, way="slow", units=whole.units[:-1], measures={}, transfer={})
+    assert image_records.count_units(whole) == (2, 3) and image_records.count_units(less) == (2, 2)
+    kept, emptied = image_records.keep_comparable([whole, less])
+    assert kept == whole and emptied == replace(less, agreement={})
+    assert image_records.keep_comparable([less]) == [less], "alone, it has no other to be compared with"
+    fewer_classes = replace(whole, units=whole.units[1:])
+    assert image_records.keep_comparable([whole, fewer_classes]) == [whole, fewer_classes]
+    lines = image_records.format_source([whole, less]).splitlines()
+    assert [line.split(" | ")[-1] for line in lines if "8 px" in line] == ["0.50 / 0.60+ |", " |"]
+
+
 def test_agreements_of_earlier_and_present_records_are_told_apart() -> None:
     """Earlier records took roots of the responses to images only."""
     old, new = {"agreement": 0.5, "agreement_of_roots": 0.6}, {"agreement": 0.7, "agreement_of_S": 0.9}
